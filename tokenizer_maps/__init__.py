@@ -1,0 +1,44 @@
+"""Token maps: how the tokens of one vocabulary lie in another's, and offsets across the two."""
+
+from tokenizer_maps.bridge import (
+    Bridge,
+    Clamp,
+    Context,
+    FastBridge,
+    Head,
+    IdentityBridge,
+    Masses,
+    Offsets,
+    Plan,
+    Reading,
+    Sets,
+    Tree,
+    make_bridge,
+)
+from tokenizer_maps.errors import MapError, TokenizerMapError, VocabularyError
+from tokenizer_maps.map import TokenMap, open_map
+from tokenizer_maps.vocabulary import Kind, Vocabulary, load_vocabulary
+
+__all__ = [
+    "Bridge",
+    "Clamp",
+    "Context",
+    "FastBridge",
+    "Head",
+    "IdentityBridge",
+    "Kind",
+    "MapError",
+    "Masses",
+    "Offsets",
+    "Plan",
+    "Reading",
+    "Sets",
+    "TokenMap",
+    "TokenizerMapError",
+    "Tree",
+    "Vocabulary",
+    "VocabularyError",
+    "load_vocabulary",
+    "make_bridge",
+    "open_map",
+]
