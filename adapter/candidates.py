@@ -1,0 +1,150 @@
+"""The values that flow through the product: Candidate, Position, Draft, Step."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from adapter.errors import UpstreamMalformed
+
+END = "end"
+"""The special class of every token that ends the text."""
+
+_SENTINEL = -9999.0
+_MASS_ERROR = 0.02
+"""Reported mass above 1 that is still taken for rounding (providers print few digits)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One next token the upstream offered; log-probability in nats.
+
+    `token` is the token's own bytes, b"" for a special token; `special` is then its class,
+    `END` or the token's name. `id` belongs to the upstream's vocabulary.
+    """
+
+    token: bytes
+    logprob: float
+    id: int | None = None
+    special: str | None = None
+
+    @property
+    def identity(self) -> tuple[int | None, bytes, str | None]:
+        """What makes two candidates the same token: the id where known, else bytes and class."""
+        return (self.id, b"", None) if self.id is not None else (None, self.token, self.special)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """One step of the upstream: unique, finite candidates, best first.
+
+    `drafted` is the token the upstream itself took (None where it was told what to take);
+    `hidden` the probability mass of all tokens not shown, in [0, 1].
+    """
+
+    candidates: tuple[Candidate, ...]
+    drafted: Candidate | None
+    hidden: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What upstream calls consumed; tokens as the upstream counted them."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.calls + other.calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What one upstream call returned: a run of positions; `source` is upstream or cache."""
+
+    positions: tuple[Position, ...]
+    finish_reason: str | None
+    usage: Usage
+    source: str = "upstream"
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A candidate of a step as a trace shows it; all numbers in nats."""
+
+    token: bytes
+    upstream_logprob: float
+    offset: float
+    logprob: float
+    special: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One emitted token and why: adapted and upstream log-probability, offset Δ in nats.
+
+    `rank` is the token's place among the upstream's candidates (0 = its favourite); `status`
+    certified | truncated; `text` what this step released to the reader, "" while a character
+    or a possible stop string is still open; `shown` the best candidates where asked for.
+    """
+
+    token: bytes
+    logprob: float
+    upstream_logprob: float
+    offset: float
+    rank: int
+    status: str
+    flags: frozenset[str]
+    source: str
+    special: str | None = None
+    text: str = ""
+    shown: tuple[Alternative, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a choice ended; `text` is what was still held back.
+
+    Flag `end_unsteered`: the upstream ended the text by itself and hid END from the candidates.
+    """
+
+    finish_reason: str
+    text: str
+    usage: Usage
+    flags: frozenset[str] = frozenset()
+
+
+def make_position(
+    entries: Iterable[Candidate], drafted: Candidate | None, vocabulary_size: int | None = None
+) -> Position:
+    """A sound Position from what an upstream sent, in any order.
+
+    Entries that are not numbers, -9999.0 sentinels and repeats of a token (the best stays) are
+    left out; rounding above 0 is cut. Where all of `vocabulary_size` tokens are shown nothing is
+    hidden, whatever rounding says. Raises UpstreamMalformed where nothing usable is left or the
+    mass is far above 1.
+    """
+    best: dict[tuple[int | None, bytes, str | None], Candidate] = {}
+    for entry in entries:
+        if not math.isfinite(entry.logprob) or entry.logprob <= _SENTINEL:
+            continue
+        kept = best.get(entry.identity)
+        if kept is None or entry.logprob > kept.logprob:
+            best[entry.identity] = replace(entry, logprob=min(entry.logprob, 0.0))
+    if not best:
+        raise UpstreamMalformed("the upstream sent no usable log-probabilities for a token")
+    ordered = sorted(best.values(), key=lambda c: (-c.logprob, -1 if c.id is None else c.id))
+    mass = math.fsum(math.exp(c.logprob) for c in ordered)
+    if mass > 1.0 + _MASS_ERROR:
+        raise UpstreamMalformed(
+            f"the upstream's log-probabilities add up to a mass of {mass:.3f}; "
+            "they are no distribution, so nothing can be steered"
+        )
+    whole = vocabulary_size is not None and len(ordered) >= vocabulary_size
+    return Position(tuple(ordered), drafted, 0.0 if whole else max(0.0, 1.0 - mass))
