@@ -1,0 +1,165 @@
+"""An OpenAI-compatible server over a transformers model, answering as vLLM's /v1/completions.
+
+Log-probabilities are raw: float32 forwards, float64 log-softmax, before any sampling setting.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from tests.support.sockets import serving
+
+Json = dict[str, Any]
+
+
+@dataclass
+class ModelServer:
+    """A served model; `requests` are the bodies received so far, `address` has no /v1."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    name: str = "tiny"
+    key: str | None = None
+    address: str = ""
+    requests: list[Json] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.address}/v1"
+
+    def logprobs(self, ids: list[int]) -> torch.Tensor:
+        """The model's next-token log-probabilities behind `ids`, float64."""
+        with self.lock, torch.inference_mode():
+            logits = self.model(torch.tensor([ids])).logits[0, -1]
+        return torch.log_softmax(logits.double(), -1)
+
+    def answer(self, body: Json) -> JSONResponse:
+        """The answer to a parsed request."""
+        self.requests.append(body)
+        problem = self._problem(body)
+        if problem is not None:
+            return problem
+        prompts = _prompts(body["prompt"], self.tokenizer)
+        choices = [self._choice(i, ids, body) for i, ids in enumerate(prompts)]
+        produced = sum(c.pop("_tokens") for c in choices)
+        read = sum(len(ids) for ids in prompts)
+        return JSONResponse(
+            {
+                "id": "cmpl-0",
+                "object": "text_completion",
+                "created": 0,
+                "model": self.name,
+                "choices": choices,
+                "system_fingerprint": None,
+                "usage": {
+                    "prompt_tokens": read,
+                    "total_tokens": read + produced,
+                    "completion_tokens": produced,
+                    "prompt_tokens_details": None,
+                },
+            }
+        )
+
+    def _problem(self, body: Json) -> JSONResponse | None:
+        if body.get("model") != self.name:
+            message = f"The model `{body.get('model')}` does not exist."
+            return _error(404, message, "NotFoundError", "model")
+        if not body.get("prompt"):
+            return _error(400, "prompt must be non-empty.", "BadRequestError", "prompt")
+        limit = self.model.config.max_position_embeddings
+        longest = max(len(ids) for ids in _prompts(body["prompt"], self.tokenizer))
+        if longest + body.get("max_tokens", 16) > limit:
+            message = f"This model's maximum context length is {limit} tokens."
+            return _error(400, message, "BadRequestError", "input_tokens")
+        return None
+
+    def _choice(self, index: int, prompt: list[int], body: Json) -> Json:
+        ids, run, finish = list(prompt), [], "length"
+        generator = torch.Generator().manual_seed(body.get("seed") or 0)
+        for _ in range(body.get("max_tokens", 16)):
+            row = self.logprobs(ids)
+            token = _draw(row, body.get("temperature", 1.0), generator)
+            run.append((token, row))
+            ids.append(token)
+            if token == self.tokenizer.eos_token_id:
+                finish = "stop"
+                break
+        text = self.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+        k = body.get("logprobs")
+        named = bool(body.get("return_tokens_as_token_ids"))
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": None if k is None else self._logprobs(run, k, named),
+            "finish_reason": finish,
+            "stop_reason": None,
+            "token_ids": None,
+            "prompt_logprobs": None,
+            "_tokens": len(run),
+        }
+
+    def _logprobs(self, run: list[tuple[int, torch.Tensor]], k: int, named: bool) -> Json:
+        def name(token: int) -> str:
+            return f"token_id:{token}" if named else self.tokenizer.decode([token])
+
+        def top(token: int, row: torch.Tensor) -> dict[str, float]:
+            best = row.topk(min(k, len(row))).indices.tolist()
+            shown = best if token in best else [token, *best]  # the sampled one comes first
+            return {name(i): row[i].item() for i in shown}
+
+        tokens = [name(token) for token, _ in run]
+        return {
+            "text_offset": [sum(map(len, tokens[:i])) for i in range(len(tokens))],
+            "token_logprobs": [row[token].item() for token, row in run],
+            "tokens": tokens,
+            "top_logprobs": [top(token, row) for token, row in run],
+        }
+
+
+@contextlib.contextmanager
+def model_server(
+    directory: Path, *, name: str = "tiny", key: str | None = None
+) -> Iterator[ModelServer]:
+    """The model in a directory, served on loopback; a `key` is then asked for."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    server = ModelServer(model, AutoTokenizer.from_pretrained(directory), name, key)
+
+    async def completions(request: Request) -> JSONResponse:
+        if key is not None and request.headers.get("authorization") != f"Bearer {key}":
+            return _error(401, "Unauthorized", "AuthenticationError", None)
+        return server.answer(await request.json())
+
+    app = Starlette(routes=[Route("/v1/completions", completions, methods=["POST"])])
+    with serving(app) as server.address:
+        yield server
+
+
+def _prompts(prompt: Any, tokenizer: Any) -> list[list[int]]:
+    if isinstance(prompt, str):
+        return [tokenizer(prompt)["input_ids"]]
+    if isinstance(prompt[0], int):
+        return [prompt]
+    return [ids for part in prompt for ids in _prompts(part, tokenizer)]
+
+
+def _draw(row: torch.Tensor, temperature: float, generator: torch.Generator) -> int:
+    if temperature == 0:
+        return int(row.argmax())
+    weights = torch.softmax(row / temperature, -1)
+    return int(torch.multinomial(weights, 1, generator=generator))
+
+
+def _error(status: int, message: str, kind: str, param: str | None) -> JSONResponse:
+    error = {"message": message, "type": kind, "param": param, "code": status}
+    return JSONResponse({"error": error}, status)
