@@ -1,0 +1,133 @@
+"""Adapter: puts the parts together from settings; what the service and the demo run on."""
+
+import secrets
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapter.budget import Budget
+from adapter.candidates import Ending, Step
+from adapter.decoding import Generation, decode
+from adapter.errors import BadRequest, ModelNotFound
+from adapter.model import Model, load_models
+from adapter.prefix import Prefix
+from adapter.request import Request
+from adapter.settings import LimitSettings, Settings, load_settings
+from tokenizer_maps.bridge import Context
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request that was found to be in order, rendered for every model that reads it.
+
+    `contexts` is empty where no offset is needed; all choices share seed and budget.
+    """
+
+    request: Request
+    model: Model
+    alpha: float
+    weights: Mapping[str, float]
+    prefix: Prefix
+    contexts: Mapping[str, Context]
+    seed: int
+    budget: Budget
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The prompt's length in upstream tokens."""
+        return len(self.prefix.prompt)
+
+
+class Adapter:
+    """The configured models, ready to generate."""
+
+    def __init__(self, models: Mapping[str, Model], limits: LimitSettings) -> None:
+        self._models = dict(models)
+        self._limits = limits
+
+    @classmethod
+    def from_settings(cls, settings: Settings | Path) -> "Adapter":
+        """Load every pair, vocabulary and map the settings name; no upstream call is made.
+
+        Raises SettingsError or PairError.
+        """
+        if isinstance(settings, Path):
+            settings = load_settings(settings)
+        return cls(load_models(settings), settings.limits)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names clients may ask for."""
+        return tuple(self._models)
+
+    def prepare(self, request: Request) -> Job:
+        """Check a request against the limits and render it. Raises BadRequest and its kinds."""
+        model = self._models.get(request.model)
+        if model is None:
+            names = ", ".join(sorted(self._models))
+            raise ModelNotFound(f"no model '{request.model}' here; there is {names}", param="model")
+        alpha = model.alpha if request.alpha is None else request.alpha
+        weights = model.weights if request.weights is None else dict(request.weights)
+        self._check(request, model, alpha, weights)
+        prefix = model.prefix(request.prompt)
+        steered = alpha != 0.0 or request.trace != "off"
+        contexts = model.contexts(request.prompt, tuple(weights)) if steered else {}
+        model.check_window(contexts, request.sampling.max_tokens)
+        seed = request.sampling.seed
+        return Job(
+            request=request,
+            model=model,
+            alpha=alpha,
+            weights=weights,
+            prefix=prefix,
+            contexts=contexts,
+            seed=secrets.randbits(63) if seed is None else seed,
+            budget=Budget(self._limits.calls_per_request),
+        )
+
+    async def run(self, job: Job, choice: int = 0) -> AsyncGenerator[Step | Ending, None]:
+        """The steps of one choice, then its Ending. Raises AdapterError kinds."""
+        reader = job.model.reader(job.contexts, job.weights) if job.contexts else None
+        generation = Generation(
+            prefix=job.prefix,
+            sampling=job.request.sampling,
+            alpha=job.alpha,
+            seed=job.seed,
+            choice=choice,
+            shown=job.request.shown,
+            reader=reader,
+        )
+        async with aclosing(decode(job.model.upstream, generation, job.budget)) as events:
+            async for event in events:
+                yield event
+
+    async def close(self) -> None:
+        """Close every upstream connection and end the pairs' workers."""
+        for model in self._models.values():
+            await model.close()
+
+    def _check(
+        self, request: Request, model: Model, alpha: float, weights: Mapping[str, float]
+    ) -> None:
+        low, high = self._limits.alpha
+        for name, value in (("alpha", alpha), *((f"weights.{k}", v) for k, v in weights.items())):
+            if not low <= value <= high:
+                raise BadRequest(
+                    f"steering.{name} is {value}, allowed is {low} to {high} (limits.alpha)",
+                    param=f"steering.{name}",
+                )
+        unknown = set(weights) - set(model.weights)
+        if unknown or not weights:
+            experts = ", ".join(model.weights)
+            raise BadRequest(
+                f"steering.weights names {', '.join(sorted(unknown)) or 'no expert'}; "
+                f"this model has {experts}",
+                param="steering.weights",
+            )
+        if request.sampling.max_tokens > self._limits.max_tokens:
+            raise BadRequest(
+                f"max_tokens is {request.sampling.max_tokens}, allowed is up to "
+                f"{self._limits.max_tokens} (limits.max_tokens)",
+                param="max_tokens",
+            )

@@ -1,0 +1,230 @@
+"""Model: one name clients can ask for: an upstream, its vocabulary, a pair and their bridge."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+from adapter.errors import BadRequest, ContextTooLong, SettingsError
+from adapter.pair.pair import Pair
+from adapter.pair.reader import ANTIEXPERT, Reader
+from adapter.prefix import Prefix, Segment
+from adapter.request import Chat, Message, Prompt
+from adapter.settings import ModelSettings, PairSettings, Settings, TemplateSettings
+from adapter.templates import PLAIN, compile_template, encode, plain, render, segments_of, split
+from adapter.upstream import Endpoint, Upstream, connect
+from adapter.upstream.cached import CachedUpstream
+from cache import Cache, Keys, MemoryCache
+from tokenizer_maps.bridge import Bridge, Clamp, Context, make_bridge
+from tokenizer_maps.errors import TokenizerMapError, VocabularyError
+from tokenizer_maps.vocabulary import Kind, Vocabulary, load_vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Templates:
+    """Jinja sources by reader; None means the reader's own or the common one.
+
+    A plain prompt reaches the upstream as it is; the pair's templates take it as a user's turn.
+    """
+
+    upstream: str | None
+    expert: str | None
+    antiexpert: str | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """All parts behind one model name; `weights` are the experts' own, by name."""
+
+    upstream: CachedUpstream
+    vocabulary: Vocabulary
+    pair: Pair
+    bridge: Bridge
+    templates: Templates
+    alpha: float
+    weights: Mapping[str, float]
+    cuts_context: bool
+
+    def prefix(self, prompt: Prompt) -> Prefix:
+        """The prompt as the upstream reads it. Raises BadRequest."""
+        ids = self._ids(prompt)
+        if not ids:
+            raise BadRequest("the prompt is empty, and this model has no token to start from")
+        return Prefix.of(ids)
+
+    def contexts(self, prompt: Prompt, experts: Sequence[str]) -> dict[str, Context]:
+        """The prompt as the named experts and the anti-expert read it. Raises BadRequest."""
+        own = self.templates.expert
+        expert = self._context(prompt, own)
+        anti = self.templates.antiexpert
+        contexts = dict.fromkeys(experts, expert)
+        contexts[ANTIEXPERT] = expert if anti is None else self._context(prompt, anti)
+        return contexts
+
+    def check_window(self, contexts: Mapping[str, Context], max_tokens: int) -> None:
+        """Refuse what the pair cannot read, before any paid call.
+
+        Raises BadRequest where there is nothing to read, ContextTooLong where it does not fit,
+        unless the model's settings allow the context to be cut.
+        """
+        for context in set(contexts.values()):
+            length = len(context.fixed) + len(self.pair.vocabulary.encode(context.prompt))
+            if not length:
+                raise BadRequest("the prompt is empty, and the pair has no token to start from")
+            if not self.cuts_context and length + max_tokens > self.pair.window:
+                raise ContextTooLong(
+                    f"the prompt has {length} tokens for the pair and {max_tokens} may follow, "
+                    f"but its context window is {self.pair.window} tokens; shorten either, "
+                    "or have the operator set pair.context: tail"
+                )
+
+    def reader(self, contexts: Mapping[str, Context], weights: Mapping[str, float]) -> Reader:
+        """The pair's reading of one choice."""
+        fixed = contexts[ANTIEXPERT].fixed
+        kinds = self.pair.vocabulary.kinds
+        head = len(list(takewhile(lambda i: kinds[i] is Kind.SPECIAL, fixed)))
+        return self.pair.reader(self.bridge, contexts, weights, head if self.cuts_context else None)
+
+    def _ids(self, prompt: Prompt) -> tuple[int, ...]:
+        if isinstance(prompt, tuple):
+            return _checked(prompt, self.vocabulary)
+        if isinstance(prompt, Chat):
+            segments = render(self._chat_template(), prompt.messages, self.vocabulary)
+        else:
+            segments = plain(prompt)
+        return encode(segments, self.vocabulary)
+
+    def _chat_template(self) -> str:
+        """The upstream's rendering of a chat. Raises BadRequest where there is none."""
+        source = self.templates.upstream or self.vocabulary.chat_template
+        if source is None:
+            raise BadRequest(
+                "this model has no chat template; use /v1/completions, or have the operator "
+                "set templates.upstream",
+                param="messages",
+            )
+        return source
+
+    def _context(self, prompt: Prompt, template: str | None) -> Context:
+        vocabulary = self.pair.vocabulary
+        same = vocabulary.fingerprint == self.vocabulary.fingerprint
+        if isinstance(prompt, tuple):
+            if template is not None:
+                raise BadRequest(
+                    "a prompt of token ids cannot go through this model's templates; send text",
+                    param="prompt",
+                )
+            if same:
+                return Context(fixed=tuple(prompt), prompt=b"", generated=())
+        return Context(*split(self._segments(prompt, template), vocabulary), generated=())
+
+    def _segments(self, prompt: Prompt, template: str | None) -> tuple[Segment, ...]:
+        """The prompt for the pair: through a template where there is one."""
+        if isinstance(prompt, Chat):
+            source = template or self.pair.vocabulary.chat_template or self._chat_template()
+            return render(source, prompt.messages, self.pair.vocabulary)
+        if isinstance(prompt, str):
+            if template is None:
+                return plain(prompt)
+            return render(template, (Message("user", prompt),), self.pair.vocabulary)
+        return segments_of(prompt, self.vocabulary)
+
+    async def close(self) -> None:
+        """Close the upstream's connections and end the pair's worker."""
+        await self.upstream.close()
+        self.pair.close()
+
+
+def _checked(ids: tuple[int, ...], vocabulary: Vocabulary) -> tuple[int, ...]:
+    for i in ids:
+        if not 0 <= i < len(vocabulary.kinds) or vocabulary.kinds[i] is Kind.NONE:
+            raise BadRequest(f"the prompt holds id {i}, which is no token here", param="prompt")
+    return ids
+
+
+def load_models(settings: Settings) -> dict[str, Model]:
+    """Every configured model; models with equal pair settings share one loaded pair.
+
+    Raises SettingsError and PairError.
+    """
+    cache = _open_cache(settings)
+    keys = Keys(settings.cache_secret())
+    pairs: dict[str, Pair] = {}
+    models = {}
+    for name, model in settings.models.items():
+        vocabulary = _vocabulary(name, model)
+        upstream = CachedUpstream(_connect(name, settings, vocabulary), cache, keys)
+        pair_key = model.pair.model_dump_json()
+        pair = pairs[pair_key] = pairs.get(pair_key) or _load_pair(model.pair)
+        models[name] = Model(
+            upstream=upstream,
+            vocabulary=vocabulary,
+            pair=pair,
+            bridge=_bridge(name, settings, vocabulary, pair),
+            templates=_templates(model.templates),
+            alpha=model.alpha,
+            weights=model.weights,
+            cuts_context=model.pair.context == "tail",
+        )
+    return models
+
+
+def _open_cache(settings: Settings) -> Cache | None:
+    if settings.cache.url == "none":
+        return None
+    return MemoryCache(settings.cache.size, settings.cache.ttl)
+
+
+def _load_pair(pair: PairSettings) -> Pair:
+    return Pair.load(pair.experts, pair.antiexpert, pair.device, pair.dtype, pair.revision)
+
+
+def _vocabulary(name: str, model: ModelSettings) -> Vocabulary:
+    try:
+        return load_vocabulary(model.upstream.tokenizer)
+    except VocabularyError as error:
+        raise SettingsError(f"models.{name}.upstream.tokenizer: {error}") from error
+
+
+def _connect(name: str, settings: Settings, vocabulary: Vocabulary) -> Upstream:
+    upstream = settings.models[name].upstream
+    endpoint = Endpoint(
+        base_url=upstream.base_url,
+        model=upstream.model,
+        api_key=settings.api_key(name),
+        key_name=upstream.api_key_env or "api_key_env",
+        timeout=upstream.timeout,
+    )
+    k = upstream.top_logprobs
+    return connect(endpoint, api=upstream.api, vocabulary=vocabulary, top_logprobs=k)
+
+
+def _bridge(name: str, settings: Settings, vocabulary: Vocabulary, pair: Pair) -> Bridge:
+    model = settings.models[name]
+    clamp = Clamp(model.clamp.offset, model.clamp.end)
+    try:
+        return make_bridge(
+            model.bridge, vocabulary, pair.vocabulary, pair.end, settings.maps_directory, clamp
+        )
+    except TokenizerMapError as error:
+        raise SettingsError(f"models.{name}.bridge: {error}") from error
+
+
+def _templates(templates: TemplateSettings) -> Templates:
+    return Templates(
+        _template(templates.upstream), _template(templates.expert), _template(templates.antiexpert)
+    )
+
+
+def _template(source: str | None) -> str | None:
+    """A template file's text, checked; `plain` is the rendering without roles."""
+    if source is None:
+        return None
+    if source == "plain":
+        return PLAIN
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the template {source} cannot be read") from error
+    compile_template(text)
+    return text
