@@ -1,0 +1,30 @@
+"""The command line; one file a command."""
+
+import sys
+
+import typer
+
+from adapter.cli.complete import complete
+from adapter.cli.demo import demo
+from adapter.cli.serve import serve
+from adapter.errors import AdapterError
+
+app = typer.Typer(
+    help="Tune hosted language models by proxy: steer them with a small local pair.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("serve")(serve)
+app.command("complete")(complete)
+app.command("demo")(demo)
+
+
+def main() -> None:
+    """The `adapter` command: exit code 0 done, 1 failed, 2 wrong usage."""
+    try:
+        app()
+    except AdapterError as error:
+        typer.echo(f"adapter: {error}", err=True)
+        sys.exit(1)

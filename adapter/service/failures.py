@@ -1,0 +1,51 @@
+"""What a client is told about a failure: status, body in OpenAI's shape, and whether to retry."""
+
+import logging
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from adapter.errors import AdapterError, BadRequest, UpstreamTimeout, UpstreamUnavailable
+
+_LOG = logging.getLogger("adapter.service")
+_TRANSIENT = (UpstreamUnavailable, UpstreamTimeout)
+_UNEXPECTED = AdapterError("the service met an error of its own; its log says which")
+_CODES = {404: "unknown_url", 405: "method_not_allowed", 413: "too_large", 415: "media_type"}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failure as it leaves the service."""
+
+    status: int
+    body: dict[str, Any]
+    headers: dict[str, str]
+
+
+def failure(error: Exception, request_id: str) -> Failure:
+    """Any exception as an answer; server-side failures are logged, without values or user text."""
+    if isinstance(error, HTTPException):
+        return _http_failure(error)
+    known = error if isinstance(error, AdapterError) else _UNEXPECTED
+    if known is _UNEXPECTED:
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        _LOG.error("%s: unexpected %s at\n%s", request_id, type(error).__name__, frames)
+    elif known.status >= 500:
+        _LOG.warning("%s: %d %s, %s", request_id, known.status, known.code, known.message)
+    return Failure(known.status, known.body(), _retry_header(known))
+
+
+def _http_failure(error: HTTPException) -> Failure:
+    """What the router or the body reader refused."""
+    told = BadRequest(error.detail).body()
+    told["error"]["code"] = _CODES.get(error.status_code)
+    return Failure(error.status_code, told, dict(error.headers or {}))
+
+
+def _retry_header(error: AdapterError) -> dict[str, str]:
+    """OpenAI's SDK repeats 429 and 5xx by itself; a repeat that cannot help costs money."""
+    if error.status < 429:
+        return {}
+    return {"x-should-retry": "true" if isinstance(error, _TRANSIENT) else "false"}

@@ -1,0 +1,101 @@
+"""Parts: what generation yields, choice by choice, for answers and streams alike."""
+
+import codecs
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from adapter.candidates import Ending, Step, Usage
+
+if TYPE_CHECKING:  # the engine brings torch along, and the wire does not need it
+    from adapter.adapter import Adapter, Job
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stretch of one choice; `ending` is there on its last one.
+
+    `offsets` counts, for each step, the characters of the answer in front of its token.
+    """
+
+    index: int
+    steps: tuple[Step, ...]
+    offsets: tuple[int, ...]
+    ending: Ending | None
+
+    @property
+    def text(self) -> str:
+        """The text this stretch releases."""
+        rest = self.ending.text if self.ending else ""
+        return "".join(step.text for step in self.steps) + rest
+
+
+@dataclass(slots=True)
+class Tally:
+    """What all parts of one answer add up to."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    upstream: Usage = field(default_factory=Usage)
+    sources: set[str] = field(default_factory=set)
+
+    def add(self, part: Part) -> None:
+        self.completion_tokens += len(part.steps)
+        self.sources.update(step.source for step in part.steps)
+        if part.ending:
+            self.upstream += part.ending.usage
+
+    @property
+    def cache(self) -> str:
+        """Where the positions so far came from: hit | partial | miss."""
+        if "cache" not in self.sources:
+            return "miss"
+        return "hit" if self.sources == {"cache"} else "partial"
+
+
+async def generate(adapter: "Adapter", jobs: Sequence["Job"]) -> AsyncGenerator[Part, None]:
+    """Every choice of every job, one after the other: a Part for each step and each ending.
+
+    Raises AdapterError kinds.
+    """
+    for number, job in enumerate(jobs):
+        for choice in range(job.request.n):
+            index = number * job.request.n + choice
+            characters = _Characters()
+            async with aclosing(adapter.run(job, choice)) as events:
+                async for event in events:
+                    if isinstance(event, Ending):
+                        yield Part(index, (), (), event)
+                    else:
+                        yield Part(index, (event,), (characters.before(event.token),), None)
+
+
+def joined(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """One whole Part for each choice."""
+    choices: dict[int, list[Part]] = {}
+    for part in parts:
+        choices.setdefault(part.index, []).append(part)
+    return tuple(
+        Part(
+            index=index,
+            steps=tuple(step for part in pieces for step in part.steps),
+            offsets=tuple(offset for part in pieces for offset in part.offsets),
+            ending=pieces[-1].ending,
+        )
+        for index, pieces in choices.items()
+    )
+
+
+class _Characters:
+    """Counts characters while bytes go by; an open character counts once it is complete."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._count = 0
+
+    def before(self, token: bytes) -> int:
+        """The characters in front of `token`, which is then passed over."""
+        count = self._count
+        self._count += len(self._decoder.decode(token))
+        return count

@@ -1,0 +1,194 @@
+"""What clients get: steps as OpenAI's completions and chat completions.
+
+All log-probabilities are the adapted ones; the upstream's own are in the trace.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adapter.candidates import END, Alternative, Step
+from adapter.request import Trace
+from adapter.service.parts import Part, Tally
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a client asked to see; `logprobs` candidates beside each token, None for none at all."""
+
+    logprobs: int | None
+    trace: Trace
+    alpha: float
+
+    def shows(self, part: Part) -> bool:
+        """Whether a part has anything for this client."""
+        hidden = self.logprobs is None and self.trace == "off"
+        return bool(part.text or part.ending or not hidden)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one endpoint writes answers (`whole`) and stream events (`piece`).
+
+    `opening` is the delta that begins each choice of a stream, None where there is none.
+    """
+
+    prefix: str
+    whole_object: str
+    piece_object: str
+    whole: Callable[[Part, View], Json]
+    piece: Callable[[Part, View], Json]
+    opening: Json | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What all messages of one answer have in common."""
+
+    dialect: Dialect
+    request_id: str
+    created: int
+    model: str
+
+    def wrap(self, kind: str, choices: Sequence[Json], **more: Json | None) -> Json:
+        return {
+            "id": self.dialect.prefix + self.request_id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": list(choices),
+            **more,
+        }
+
+
+def usage(tally: Tally) -> Json:
+    """Tokens of the adapted answer, and in `upstream` what it took to make it."""
+    upstream = tally.upstream
+    return {
+        "prompt_tokens": tally.prompt_tokens,
+        "completion_tokens": tally.completion_tokens,
+        "total_tokens": tally.prompt_tokens + tally.completion_tokens,
+        "upstream": {
+            "calls": upstream.calls,
+            "prompt_tokens": upstream.prompt_tokens,
+            "cached_tokens": upstream.cached_tokens,
+            "completion_tokens": upstream.completion_tokens,
+            "cost": None,
+        },
+    }
+
+
+def token_text(token: bytes, special: str | None) -> str:
+    """A token for people: its text, `bytes:\\x..` where it is no UTF-8, or a special's name.
+
+    Different tokens never print alike, as they would with U+FFFD.
+    """
+    if special is not None:
+        return "<|end|>" if special == END else special
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
+
+
+def trace_step(step: Step, trace: Trace) -> Json:
+    """A step as a trace shows it."""
+    shown = {"candidates": [_trace_candidate(a) for a in step.shown]}
+    return {
+        **_token(step),
+        "logprob": step.logprob,
+        "upstream_logprob": step.upstream_logprob,
+        "offset": step.offset,
+        "rank": step.rank,
+        "status": step.status,
+        "flags": sorted(step.flags),
+        "source": step.source,
+        **(shown if trace == "candidates" else {}),
+    }
+
+
+def _trace_candidate(candidate: Alternative) -> Json:
+    return {
+        **_token(candidate),
+        "upstream_logprob": candidate.upstream_logprob,
+        "offset": candidate.offset,
+        "logprob": candidate.logprob,
+    }
+
+
+def _token(token: Step | Alternative) -> Json:
+    """A special token has no bytes."""
+    true_bytes = None if token.special is not None else list(token.token)
+    return {"token": token_text(token.token, token.special), "bytes": true_bytes}
+
+
+def _choice(part: Part, view: View, content: Json, logprobs: Json) -> Json:
+    choice = {
+        "index": part.index,
+        **content,
+        "logprobs": logprobs if part.steps and view.logprobs is not None else None,
+        "finish_reason": part.ending.finish_reason if part.ending else None,
+    }
+    if view.trace != "off":
+        choice["steering"] = {
+            "alpha": view.alpha,
+            "steps": [trace_step(step, view.trace) for step in part.steps],
+            "flags": sorted(part.ending.flags) if part.ending else [],
+        }
+    return choice
+
+
+def _completion(part: Part, view: View) -> Json:
+    return _choice(part, view, {"text": part.text}, _classic_logprobs(part, view.logprobs or 0))
+
+
+def _classic_logprobs(part: Part, count: int) -> Json:
+    """Parallel arrays; the taken token is always among the top ones, with the same number."""
+    return {
+        "tokens": [token_text(s.token, s.special) for s in part.steps],
+        "token_logprobs": [s.logprob for s in part.steps],
+        "top_logprobs": [_top(s, count) for s in part.steps],
+        "text_offset": list(part.offsets),
+    }
+
+
+def _top(step: Step, count: int) -> dict[str, float]:
+    top: dict[str, float] = {}
+    for shown in step.shown[:count]:
+        top.setdefault(token_text(shown.token, shown.special), shown.logprob)
+    return top | {token_text(step.token, step.special): step.logprob}
+
+
+def _chat(part: Part, view: View) -> Json:
+    message = {"role": "assistant", "content": part.text, "refusal": None}
+    return _choice(part, view, {"message": message}, _chat_logprobs(part, view.logprobs or 0))
+
+
+def _chat_delta(part: Part, view: View) -> Json:
+    delta = {"content": part.text} if part.text or part.steps else {}
+    return _choice(part, view, {"delta": delta}, _chat_logprobs(part, view.logprobs or 0))
+
+
+def _chat_logprobs(part: Part, count: int) -> Json:
+    content = [
+        {**_logprob(step), "top_logprobs": [_logprob(a) for a in step.shown[:count]]}
+        for step in part.steps
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _logprob(token: Step | Alternative) -> Json:
+    return {**_token(token), "logprob": token.logprob}
+
+
+COMPLETIONS = Dialect("cmpl-", "text_completion", "text_completion", _completion, _completion)
+CHAT = Dialect(
+    "chatcmpl-",
+    "chat.completion",
+    "chat.completion.chunk",
+    _chat,
+    _chat_delta,
+    opening={"role": "assistant", "content": ""},
+)

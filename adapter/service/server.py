@@ -1,0 +1,70 @@
+"""The web server that runs the service: uvicorn, with our logs."""
+
+import json
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from adapter.settings import LogSettings
+
+_LAST_ANSWERS = 30
+"""Seconds that running answers have when the server is told to stop."""
+
+
+class Server(uvicorn.Server):
+    """Says its address when it is ready for requests."""
+
+    def __init__(self, app: ASGIApp, log: LogSettings, say: Callable[[str], None]) -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=log_config(log),
+            server_header=False,
+            ws="none",
+            lifespan="on",
+            timeout_graceful_shutdown=_LAST_ANSWERS,
+        )
+        super().__init__(config)
+        self._say = say
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            self._say(f"adapter listens on {address(sockets[0])}")
+
+
+def address(listening: socket.socket) -> str:
+    """The URL of a bound socket."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def log_config(log: LogSettings) -> dict[str, Any]:
+    """A configuration for `logging`: everything to stderr, in one form."""
+    text = {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"text": text, "json": {"()": JsonLines}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": log.format}},
+        "root": {"handlers": ["stderr"], "level": "WARNING"},
+        "loggers": {name: {"level": log.level.upper()} for name in ("adapter", "uvicorn")},
+    }
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": self.formatTime(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)

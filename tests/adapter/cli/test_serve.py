@@ -1,0 +1,95 @@
+"""adapter serve as a process of its own."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+COMMAND = [sys.executable, "-c", "from adapter.cli import main; main()"]
+SETTINGS = """
+models:
+  m:
+    upstream: {base_url: "http://127.0.0.1:9/v1", model: m, tokenizer: "tiktoken:cl100k_base"}
+    pair: {experts: {e: org/e}, antiexpert: org/a}
+"""
+SCRIPTED = """
+import adapter.adapter
+from tests.support.scripted_adapter import ScriptedAdapter
+adapter.adapter.Adapter.from_settings = lambda settings: ScriptedAdapter()
+from adapter.cli import main
+main()
+"""
+WAIT = 30
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "adapter.yaml"
+    path.write_text(SETTINGS)
+    return str(path)
+
+
+def fails(*words: str) -> tuple[int, str]:
+    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=WAIT)
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("stop", "form"), [(signal.SIGINT, "text"), (signal.SIGTERM, "json")], ids=["int", "term"]
+)
+def test_it_says_its_address_serves_and_stops(file, monkeypatch, stop, form):
+    monkeypatch.setenv("ADAPTER_LOG__FORMAT", form)
+    command = [sys.executable, "-c", SCRIPTED, "serve", file, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as it:
+        line = it.stdout.readline()
+        assert line.startswith("adapter listens on http://127.0.0.1:")
+        response = httpx.get(line.split()[-1] + "/v1/models")
+        assert [model["id"] for model in response.json()["data"]] == ["m", "org/other"]
+        it.send_signal(stop)
+        _, log = it.communicate(timeout=WAIT)
+        assert it.returncode == 0
+        assert "Traceback" not in log
+        *lines, last = log.splitlines()
+        assert last == "adapter: stopped"
+        assert any("GET /v1/models" in line for line in lines)
+        if form == "json":
+            assert {json.loads(line)["level"] for line in lines} == {"INFO"}
+
+
+def test_settings_that_are_wrong(file, tmp_path):
+    assert fails("serve", str(tmp_path / "none.yaml"))[0] == 1
+    assert fails("serve", file, "--host", "0.0.0.0") == (  # noqa: S104
+        1,
+        "adapter: service: host '0.0.0.0' lets others in and there are no keys; "
+        "use 127.0.0.1, or set service.insecure: true\n",
+    )
+    assert fails("serve", file, "--port", "70000")[0] == 1
+    assert fails("serve")[0] == 2
+
+
+def test_a_port_in_use(file):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, err = fails("serve", file, "--port", str(port))
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith(f"adapter: cannot listen on 127.0.0.1:{port}: Address already in use")
+
+
+def test_help_is_quick_and_carries_examples():
+    for words in (["--help"], ["serve", "--help"], ["complete", "--help"]):
+        code = (
+            "import sys\nfrom adapter.cli import app\n"
+            f"app({words!r}, standalone_mode=False)\n"
+            "assert not {'torch', 'transformers', 'fastapi'} & set(sys.modules)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("Example" in done.stdout) == (words != ["--help"])
