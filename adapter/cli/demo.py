@@ -87,8 +87,9 @@ def _show(screen: "Console", result: dict[str, Any], replies: "Replies") -> None
         )
     screen.print(f"upstream calls per token: {result['calls_per_token']:.2f}")
     screen.print(f"{result['seconds']:.0f} s\n\nWhat steering changed is marked:")
-    for at in range(_SHOWN):
-        _show_answers(screen, {s: replies.new[s][at] for s in ("hosted", "adapted", "tuned")})
+    systems = ("hosted", "adapted", "tuned")
+    for answers in list(zip(*(replies.new[s] for s in systems), strict=True))[:_SHOWN]:
+        _show_answers(screen, dict(zip(systems, answers, strict=True)))
 
 
 def _show_answers(screen: "Console", answers: "dict[str, Reply]") -> None:
@@ -127,4 +128,6 @@ def _hold(screen: "Console", live: "Stage") -> None:
         soft_wrap=True,
     )
     screen.print("\nCtrl-C ends all of them.")
-    signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    ends = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # sigwait needs them blocked
+    signal.sigwait(ends)

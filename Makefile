@@ -1,0 +1,36 @@
+# Five verbs; each sets up what it needs in .venv and is quick the second time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test check train clean
+
+demo: $(VENV)/demo.stamp  ## the main job: a hosted model, steered, measured
+	$(BIN)/adapter demo
+
+test: $(VENV)/dev.stamp  ## all tests; FULL=1 adds the long counts
+	$(BIN)/python -m pytest $(if $(FULL),,-m "not full")
+
+check: $(VENV)/dev.stamp  ## lint, format, types, import direction
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+train: $(VENV)/dev.stamp  ## train the demo's models again, into build/weights
+	$(BIN)/python -m adapter.demo.train --out build/weights
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e '.[demo]'
+	touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/demo.stamp
