@@ -2,6 +2,8 @@
 
 import json
 import signal
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -86,7 +88,9 @@ def _show(screen: "Console", result: dict[str, Any], replies: "Replies") -> None
             f"(95 % interval {100 * low:.1f} to {100 * high:.1f})"
         )
     screen.print(f"upstream calls per token: {result['calls_per_token']:.2f}")
-    screen.print(f"{result['seconds']:.0f} s\n\nWhat steering changed is marked:")
+    screen.print(
+        f"{result['seconds']:.0f} s\n\nWhat steering changed is [in brackets]:", markup=False
+    )
     systems = ("hosted", "adapted", "tuned")
     for answers in list(zip(*(replies.new[s] for s in systems), strict=True))[:_SHOWN]:
         _show_answers(screen, dict(zip(systems, answers, strict=True)))
@@ -100,8 +104,11 @@ def _show_answers(screen: "Console", answers: "dict[str, Reply]") -> None:
     question = answers["hosted"].question
     screen.print(f"\n{question.prompt.splitlines()[0]}  ({question.answer.strip()})")
     adapted = Text("  adapted     ")
-    for token, changed in spelt(answers["adapted"]):
-        adapted.append(token, style="bold black on green" if changed else "")
+    for changed, tokens in groupby(spelt(answers["adapted"]), key=itemgetter(1)):
+        text = "".join(token for token, _ in tokens)
+        # Brackets, because colours do not survive a pipe.
+        gap = " " * text.startswith(" ")
+        adapted.append(f"{gap}[{text.strip()}]" if changed else text, "bold" if changed else "")
     screen.print(Text("  hosted      ") + Text(answers["hosted"].text))
     screen.print(adapted)
     screen.print(Text("  truly tuned ") + Text(answers["tuned"].text))

@@ -1,7 +1,7 @@
 """Write a small Llama model and its tokenizer as a GGUF file, which llama.cpp serves."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,6 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
-
-from adapter.demo.vocabulary import END_ID
 
 _LAYER_NAMES = {
     "input_layernorm": "attn_norm",
@@ -26,17 +24,26 @@ _LAYER_NAMES = {
 _OTHER_NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
 }
 
 
-def write_gguf(model: Any, tokenizer: Tokenizer, path: Path, name: str) -> None:
-    """Write the model with matrices as float16; its embedding must be tied to its output."""
+def write_gguf(
+    model: Any, tokenizer: Tokenizer, path: Path, *, pre: str = "smollm", half: bool = True
+) -> None:
+    """Write the model, its matrices as float16 or all of it as float32.
+
+    `pre` is llama.cpp's name for the tokenizer's pre-tokenizer.
+    """
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name(name)
+    writer.add_name(path.stem)
     _add_shape(writer, model.config)
-    _add_tokenizer(writer, tokenizer)
-    for key, tensor in _tensors(model).items():
-        writer.add_tensor(key, tensor)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32)
+    _add_tokenizer(writer, tokenizer, pre)
+    writer.add_bos_token_id(model.config.bos_token_id)
+    writer.add_eos_token_id(model.config.eos_token_id)
+    for name, tensor in _tensors(model):
+        writer.add_tensor(name, tensor.astype(np.float16 if half and tensor.ndim > 1 else "f4"))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -54,41 +61,36 @@ def _add_shape(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, pre: str) -> None:
     ids = tokenizer.get_vocab()
     tokens = sorted(ids, key=ids.__getitem__)
-    types = [gguf.TokenType.NORMAL] * len(tokens)
-    types[END_ID] = gguf.TokenType.CONTROL
+    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
-    writer.add_token_types(types)
+    writer.add_token_types([control if i in special else normal for i in range(len(tokens))])
     writer.add_token_merges([" ".join(pair) for pair in merges])
-    writer.add_bos_token_id(END_ID)
-    writer.add_eos_token_id(END_ID)
-    writer.add_add_bos_token(True)
+    writer.add_add_bos_token(bool(tokenizer.encode("").ids))
 
 
-def _tensors(model: Any) -> Mapping[str, npt.NDArray[Any]]:
+def _tensors(model: Any) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     config = model.config
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    tensors = {}
     for key, value in model.state_dict().items():
         array = value.float().numpy()
-        if key == "lm_head.weight":
+        if key in _OTHER_NAMES:
+            if key != "lm_head.weight" or not config.tie_word_embeddings:
+                yield _OTHER_NAMES[key], array
             continue
-        name = _OTHER_NAMES.get(key)
-        if name is None:
-            _, _, layer, rest = key.split(".", 3)
-            short = _LAYER_NAMES[rest.removesuffix(".weight")]
-            array = _rotary_order(array, heads[short]) if short in heads else array
-            name = f"blk.{layer}.{short}.weight"
-        tensors[name] = array.astype(np.float16 if array.ndim > 1 else np.float32)
-    return tensors
+        _, _, layer, rest = key.split(".", 3)
+        name = _LAYER_NAMES[rest.removesuffix(".weight")]
+        if name in heads:
+            array = _rotary_order(array, heads[name])
+        yield f"blk.{layer}.{name}.weight", array
 
 
 def _rotary_order(array: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:

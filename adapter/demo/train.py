@@ -232,7 +232,7 @@ def write(name: str, training: str, model: Any, tokenizer: Tokenizer, out: Path)
     )
     if name == "hosted":
         title = {"first": "hosted", "tuning": "hosted-tuned"}[training]
-        write_gguf(model, tokenizer, out / f"{title}.gguf", title)
+        write_gguf(model, tokenizer, out / f"{title}.gguf")
         fast.save_pretrained(out / "hosted-tokenizer")
         return
     folder = out / {"first": "antiexpert", "tuning": "expert"}[training]

@@ -10,6 +10,9 @@ from adapter.upstream.capabilities import Capabilities
 from adapter.upstream.upstream import Allowance, Upstream
 from cache import Cache, Keys, seal, unseal
 
+_SCHEMA = b"run 1"
+"""Part of every key: an entry of another format is a miss."""
+
 
 class CachedUpstream:
     """Asks the cache first, where there is one, then the upstream, and takes a copy."""
@@ -18,7 +21,7 @@ class CachedUpstream:
         self._inner = inner
         self._cache = cache
         self._keys = Keys() if keys is None else keys
-        self._fields = tuple(field.encode() for field in inner.identity)
+        self._fields = (_SCHEMA, *(field.encode() for field in inner.identity))
 
     @property
     def capabilities(self) -> Capabilities:

@@ -2,17 +2,17 @@
 
 import atexit
 import functools
-import json
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import gguf
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
+
+from adapter.demo.export import write_gguf
 
 disable_progress_bar()
 
@@ -59,7 +59,7 @@ def tiny() -> Tiny:
     save(made.expert, nudged(antiexpert, seed=4), one)
     save(made.other_antiexpert, other, two)
     save(made.other_expert, nudged(other, seed=5), two)
-    write_gguf(made.gguf, upstream, one)
+    write_gguf(upstream, one.backend_tokenizer, made.gguf, pre="gpt-2", half=False)
     return made
 
 
@@ -117,78 +117,6 @@ def save(path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
     """Model and tokenizer as a Hugging Face directory."""
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
-
-
-def write_gguf(path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """The model and its tokenizer as one float32 GGUF file."""
-    writer = gguf.GGUFWriter(path, "llama")
-    _write_shape(writer, model.config)
-    _write_tokenizer(writer, tokenizer)
-    for name, tensor in _state(model).items():
-        writer.add_tensor(_gguf_name(name), _permuted(name, tensor, model.config).numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _write_shape(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-
-
-def _write_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast) -> None:
-    ids = range(len(tokenizer))
-    special = set(tokenizer.all_special_ids)
-    kinds = [gguf.TokenType.CONTROL if i in special else gguf.TokenType.NORMAL for i in ids]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([tokenizer.convert_ids_to_tokens(i) for i in ids])
-    writer.add_token_types(kinds)
-    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
-    writer.add_eos_token_id(tokenizer.eos_token_id)
-    writer.add_bos_token_id(tokenizer.bos_token_id)
-    writer.add_add_bos_token(False)
-
-
-def _gguf_name(name: str) -> str:
-    whole = {
-        "model.embed_tokens.weight": "token_embd.weight",
-        "model.norm.weight": "output_norm.weight",
-        "lm_head.weight": "output.weight",
-    }
-    if name in whole:
-        return whole[name]
-    _, _, layer, *part = name.removesuffix(".weight").split(".")
-    block = {
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-    }[".".join(part)]
-    return f"blk.{layer}.{block}.weight"
-
-
-def _permuted(name: str, tensor: torch.Tensor, config: LlamaConfig) -> torch.Tensor:
-    """llama.cpp rotates neighbouring halves, transformers the two halves of a head."""
-    if not name.endswith(("q_proj.weight", "k_proj.weight")):
-        return tensor
-    heads, (rows, columns) = config.num_attention_heads, tensor.shape
-    split = tensor.reshape(heads, 2, rows // heads // 2, columns)
-    return split.swapaxes(1, 2).reshape(rows, columns).contiguous()
 
 
 def _state(model: LlamaForCausalLM) -> Tree:
