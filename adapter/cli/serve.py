@@ -1,5 +1,6 @@
 """adapter serve: the OpenAI-compatible service."""
 
+import contextlib
 import signal
 import socket
 from pathlib import Path
@@ -31,10 +32,10 @@ def serve(
     listening = _bind(loaded.service.host, loaded.service.port)
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    # Whether a signal comes out as an exception is a race inside asyncio.
+    with contextlib.suppress(KeyboardInterrupt):
         _run(loaded, listening)
-    except KeyboardInterrupt:
-        typer.echo("adapter: stopped", err=True)
+    typer.echo("adapter: stopped", err=True)
 
 
 def _run(settings: "Settings", listening: socket.socket) -> None:
