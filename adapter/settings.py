@@ -70,14 +70,14 @@ def _directory_or_name(value: str, info: ValidationInfo) -> str:
 
 def _tokenizer(value: str, info: ValidationInfo) -> str:
     kind, _, name = value.partition(":")
-    if kind not in ("hf", "tiktoken") or not name:
-        raise ValueError("must be hf:PATH or tiktoken:NAME")
+    if kind not in ("hf", "tiktoken", "sentencepiece", "gguf") or not name:
+        raise ValueError("must be hf:PATH, tiktoken:NAME, sentencepiece:PATH or gguf:PATH")
     if kind == "tiktoken":
         return value
     path = _absolute(name, info)
     if not path.exists():
         raise ValueError(f"there is no file or directory {path}")
-    return f"hf:{path}"
+    return f"{kind}:{path}"
 
 
 def _variable(value: str | None) -> str | None:
@@ -169,7 +169,7 @@ class ModelSettings(Section):
     pair: PairSettings
     alpha: float = 1.0
     weights: dict[str, float] = Field(default={}, validate_default=True)
-    bridge: Literal["auto", "identity", "fast"] = "auto"
+    bridge: Literal["auto", "identity", "fast", "exact"] = "auto"
     clamp: ClampSettings = ClampSettings()
     templates: TemplateSettings = TemplateSettings()
 
@@ -252,8 +252,7 @@ class Settings(Section):
     @property
     def maps_directory(self) -> Path:
         """Where built token maps are kept between starts."""
-        root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return Path(root).expanduser() / "adapter" / "maps"
+        return maps_directory()
 
     def api_key(self, model: str) -> str | None:
         """The upstream key of a model, read now and kept nowhere; None where none is named.
@@ -274,6 +273,12 @@ def _secret(variable: str, key: str) -> str:
     if not value:
         raise SettingsError(f"{key}: the variable {variable} is not set")
     return value
+
+
+def maps_directory() -> Path:
+    """Where built token maps are kept: in the user's cache."""
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root).expanduser() / "adapter" / "maps"
 
 
 def load_settings(

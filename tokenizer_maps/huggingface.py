@@ -1,16 +1,17 @@
-"""Byte-level BPE tokenizers of Hugging Face (tokenizer.json) as vocabularies."""
+"""Hugging Face tokenizers (tokenizer.json) as vocabularies: byte-level and sentencepiece style."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from tokenizer_maps.beside import Json, chat_template, end_ids, named, read_json
 from tokenizer_maps.errors import VocabularyError
+from tokenizer_maps.sentencepiece import SPACE, Piece, PieceType, bytewise, encoder_of
 from tokenizer_maps.vocabulary import Kind, Vocabulary, fingerprint, utf8_runs
-
-Json = dict[str, Any]
 
 
 def _byte_table() -> dict[int, str]:
@@ -22,69 +23,119 @@ def _byte_table() -> dict[int, str]:
 
 _TABLE = _byte_table()
 _BYTES = {char: byte for byte, char in _TABLE.items()}
+_BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
 
 
 def read_huggingface(path: Path) -> Vocabulary:
     """The tokenizer in the directory or tokenizer.json ``path``, with the files beside it.
 
-    Raises VocabularyError where it is missing, unreadable or not byte-level BPE.
+    Raises VocabularyError where it is missing, unreadable or of another kind.
     """
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise VocabularyError(f"{file} does not exist: name a directory with a tokenizer.json")
-    spec = _read(file)
+    spec = read_json(file)
+    config = read_json(file.with_name("tokenizer_config.json"))
+    return from_spec(
+        spec,
+        str(file),
+        config=config,
+        end=lambda ids: end_ids(file.parent, named(config.get("eos_token"), ids)),
+        chat_template=chat_template(file.parent, config),
+    )
+
+
+def from_spec(
+    spec: Json,
+    where: str,
+    *,
+    config: Json,
+    end: Callable[[Json], frozenset[int]],
+    chat_template: str | None,
+) -> Vocabulary:
+    """What a tokenizer.json says, as a vocabulary; ``end`` makes the ends from the ids by name.
+
+    Raises VocabularyError, naming ``where`` it came from.
+    """
     try:
-        _refuse_unsupported(spec, file)
-        tokens, kinds = _table(spec)
-        tokenizer = Tokenizer.from_str(json.dumps(_bare(spec)))
+        bytelevel = _is_bytelevel(spec, where)
+        tokens, kinds = _table(spec, _spelt if bytelevel else _spelt_by_pieces)
+        tokenizer = Tokenizer.from_str(json.dumps(_bare(spec, " " if bytelevel else SPACE)))
     except VocabularyError:
         raise
     except Exception as error:  # tokenizers raises no narrower class
-        raise VocabularyError(f"{file} is not a tokenizer.json: {error!r}") from error
-    config = _read(file.with_name("tokenizer_config.json"))
-    ids = spec["model"]["vocab"] | {t["content"]: t["id"] for t in spec["added_tokens"]}
+        raise VocabularyError(f"{where} is not a tokenizer.json: {error!r}") from error
+    ids = _vocab(spec) | {t["content"]: t["id"] for t in spec["added_tokens"]}
+    make = _encoder if bytelevel else _pieces_encoder
+    unigram = isinstance(spec["model"]["vocab"], list)
     return Vocabulary(
         tokens=tokens,
         kinds=kinds,
         specials={t["content"]: t["id"] for t in spec["added_tokens"] if t["special"]},
         start=_start(tokenizer, config, ids),
-        end=_end(file.parent, config, ids),
+        end=end(ids),
         fingerprint=fingerprint(tokens, kinds, _rules(spec)),
-        chat_template=_chat_template(file.parent, config),
-        encoder=_encoder(tokenizer, tokens, kinds),
+        chat_template=chat_template,
+        encoder=_unigram(spec) if unigram else make(tokenizer, tokens, kinds),
     )
 
 
-def _read(file: Path) -> Json:
-    """A file's JSON object; empty where there is no file."""
-    try:
-        found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise VocabularyError(f"{file} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise VocabularyError(f"{file} holds no JSON object")
-    return found
-
-
-def _refuse_unsupported(spec: Json, file: Path) -> None:
-    model, decoder = spec["model"], (spec.get("decoder") or {}).get("type")
-    if model.get("type", "BPE") != "BPE" or decoder != "ByteLevel":
-        raise VocabularyError(
-            f"{file} is a {model.get('type')} tokenizer with a {decoder} decoder: not supported "
-            "yet, only byte-level BPE is (the decoder ByteLevel)"
-        )
+def _is_bytelevel(spec: Json, where: str) -> bool:
+    """Byte-level or sentencepiece style; by the decoder, the vocabulary may look like either."""
+    model, decoder = spec["model"], spec.get("decoder") or {}
+    steps = [decoder, *(decoder.get("decoders") or ())]
+    kind, names = model.get("type", "BPE"), [step.get("type") for step in steps]
+    if kind not in ("BPE", "Unigram"):
+        raise VocabularyError(_refusal(where, kind, names))
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        raise VocabularyError(f"{file} marks parts of words: not supported, use byte-level BPE")
+        raise VocabularyError(f"{where} marks parts of words: not supported, use byte-level BPE")
+    if kind == "BPE" and "ByteLevel" in names:
+        return True
+    if any(_writes_spaces(step) for step in steps):
+        return False
+    raise VocabularyError(_refusal(where, kind, names))
 
 
-def _table(spec: Json) -> tuple[tuple[bytes, ...], tuple[Kind, ...]]:
+def _writes_spaces(step: Json) -> bool:
+    """Whether a decoder's step turns ▁ into a space."""
+    if step.get("type") == "Metaspace":
+        return bool(step.get("replacement", SPACE) == SPACE)
+    replaces: bool = step.get("type") == "Replace" and step.get("content") == " "
+    return replaces and step.get("pattern") == {"String": SPACE}
+
+
+def _refusal(where: str, kind: str, decoders: list[str | None]) -> str:
+    named = " and ".join(str(name) for name in decoders)
+    return (
+        f"{where} is a {kind} tokenizer with a {named} decoder: not supported, "
+        "only byte-level BPE and tokenizers in the style of sentencepiece are"
+    )
+
+
+def _vocab(spec: Json) -> dict[str, int]:
+    """Ids by entry; a Unigram model lists its entries with scores, in order."""
+    vocab = spec["model"]["vocab"]
+    return vocab if isinstance(vocab, dict) else {text: i for i, (text, _) in enumerate(vocab)}
+
+
+def _table(spec: Json, spelt: Callable[[str], bytes]) -> tuple[tuple[bytes, ...], tuple[Kind, ...]]:
     """Bytes and kind by id; an added token hides the entry that shares its id."""
-    found = {i: (_spelt(text), Kind.BYTE) for text, i in spec["model"]["vocab"].items()}
+    found = {i: (spelt(text), Kind.BYTE) for text, i in _vocab(spec).items()}
+    unknown = _unknown(spec)
+    if unknown is not None:
+        found[unknown] = (b"", Kind.SPECIAL)
     for token in spec["added_tokens"]:
         literal = (token["content"].encode(), Kind.ADDED)
         found[token["id"]] = (b"", Kind.SPECIAL) if token["special"] else literal
     rows = [found.get(i, (b"", Kind.NONE)) for i in range(max(found) + 1)]
     return tuple(token for token, _ in rows), tuple(kind for _, kind in rows)
+
+
+def _unknown(spec: Json) -> int | None:
+    """The id that stands for characters without a token."""
+    model = spec["model"]
+    found: int | None = model.get("unk_id", _vocab(spec).get(model.get("unk_token") or ""))
+    return found
 
 
 def _spelt(text: str) -> bytes:
@@ -94,22 +145,37 @@ def _spelt(text: str) -> bytes:
     return text.encode()
 
 
-def _bare(spec: Json) -> Json:
-    """The tokenizer without anything that changes bytes or finds special tokens in text."""
+def _spelt_by_pieces(text: str) -> bytes:
+    """The bytes of an entry, by the rules of the decoders Replace (or Metaspace), ByteFallback."""
+    found = _BYTE_PIECE.fullmatch(text)
+    return bytes.fromhex(found[1]) if found else text.replace(SPACE, " ").encode()
+
+
+def _bare(spec: Json, space: str) -> Json:
+    """The tokenizer without anything that changes bytes or finds special tokens in text.
+
+    It is given texts with ``space`` for their spaces.
+    """
     special = {t["content"] for t in spec["added_tokens"] if t["special"]}
+    special -= {spec["model"].get("unk_token")}
     kept = [t for t in spec["added_tokens"] if not t["special"]]
     # An added token that strips would swallow the spaces around it.
-    added = [token | {"lstrip": False, "rstrip": False} for token in kept]
-    # Without the specials, added tokens would be numbered anew unless the model knows them.
-    vocab = {text: i for text, i in spec["model"]["vocab"].items() if text not in special}
-    vocab |= {t["content"]: t["id"] for t in added}
+    added = [
+        token | {"content": token["content"].replace(" ", space), "lstrip": False, "rstrip": False}
+        for token in kept
+    ]
+    model = spec["model"]
+    if isinstance(model["vocab"], dict):
+        # Without the specials, added tokens would be numbered anew unless the model knows them.
+        vocab = {text: i for text, i in model["vocab"].items() if text not in special}
+        model = model | {"vocab": vocab | {t["content"]: t["id"] for t in added}, "dropout": None}
     return spec | {
         "normalizer": None,
         "truncation": None,
         "padding": None,
         "pre_tokenizer": _without_prefix_space(spec.get("pre_tokenizer")),
         "added_tokens": added,
-        "model": spec["model"] | {"vocab": vocab, "dropout": None},
+        "model": model,
     }
 
 
@@ -118,19 +184,24 @@ def _without_prefix_space(node: Any) -> Any:
         return [_without_prefix_space(part) for part in node]
     if not isinstance(node, dict):
         return node
-    off = {"add_prefix_space": False} if "add_prefix_space" in node else {}
+    off: Json = {"add_prefix_space": False} if "add_prefix_space" in node else {}
+    if node.get("type") == "Metaspace":
+        off |= {"prepend_scheme": "never", "add_prefix_space": False}
     return {key: _without_prefix_space(part) for key, part in node.items()} | off
 
 
 def _rules(spec: Json) -> Json:
     """What decides the tokens of a text besides the table; merges in one of their two spellings."""
-    merges = spec["model"]["merges"]
-    return {
+    model = spec["model"]
+    merges = model.get("merges", [])
+    rules = {
         "pre_tokenizer": spec.get("pre_tokenizer"),
         "normalizer": spec.get("normalizer"),
-        "ignore_merges": bool(spec["model"].get("ignore_merges")),
+        "ignore_merges": bool(model.get("ignore_merges")),
         "merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in merges],
     }
+    scored = isinstance(model["vocab"], list)
+    return rules | ({"scores": [score for _, score in model["vocab"]]} if scored else {})
 
 
 def _encoder(
@@ -160,34 +231,43 @@ def _encoder(
     return encode
 
 
+def _pieces_encoder(
+    tokenizer: Tokenizer, tokens: tuple[bytes, ...], kinds: tuple[Kind, ...]
+) -> Callable[[bytes], list[int]]:
+    """Encode text with ▁ for its spaces; a byte is spelt by <0xNN> or else by its own entry."""
+    spelt: list[list[int]] = [[] for _ in range(256)]
+    for i in reversed(range(len(tokens))):
+        if kinds[i] == Kind.BYTE and len(tokens[i]) == 1:
+            spelt[tokens[i][0]] = [i]
+    unknown = {i for i in range(len(tokens)) if kinds[i] > Kind.ADDED}
+
+    def encode(text: str) -> list[int]:
+        found = tokenizer.encode(text, add_special_tokens=False).ids
+        return [i for i in found if i not in unknown]
+
+    return bytewise(encode, spelt)
+
+
+def _unigram(spec: Json) -> Callable[[bytes], list[int]]:
+    """Encode with our own Viterbi, which never finds a special token or <0xNN> in text."""
+    model = spec["model"]
+    rows = [Piece(text, score, PieceType.NORMAL) for text, score in model["vocab"]]
+    for i, (text, score, _) in enumerate(rows):
+        if model.get("byte_fallback") and _BYTE_PIECE.fullmatch(text):
+            rows[i] = Piece(text, score, PieceType.BYTE)
+    if model.get("unk_id") is not None:
+        rows[model["unk_id"]] = Piece("", 0.0, PieceType.UNKNOWN)
+    for token in spec["added_tokens"]:
+        gap = token["id"] + 1 - len(rows)
+        rows += [Piece("", 0.0, PieceType.UNUSED)] * gap
+        kind = PieceType.CONTROL if token["special"] else PieceType.USER_DEFINED
+        rows[token["id"]] = Piece(token["content"].replace(" ", SPACE), 0.0, kind)
+    return encoder_of(rows, unigram=True)
+
+
 def _start(tokenizer: Tokenizer, config: Json, ids: Json) -> tuple[int, ...]:
     """What the post-processor puts first, else the BOS that tokenizer_config.json asks for."""
     found = tokenizer.encode("a")
     start = found.ids[: found.special_tokens_mask.index(0)]
     wanted = config.get("bos_token") if config.get("add_bos_token") else None
-    return tuple(start or _named(wanted, ids))
-
-
-def _end(folder: Path, config: Json, ids: Json) -> frozenset[int]:
-    """The eos_token of tokenizer_config.json and the eos_token_id of the model's own files."""
-    end: set[Any] = set(_named(config.get("eos_token"), ids))
-    for name in ("generation_config.json", "config.json"):
-        found = _read(folder / name).get("eos_token_id")
-        end.update(found if isinstance(found, list) else [found])
-    return frozenset(end - {None})
-
-
-def _named(token: Any, ids: Json) -> list[int]:
-    """The id of a token given as a string, as an object or not at all."""
-    content = token["content"] if isinstance(token, dict) else token
-    return [ids[content]] if content in ids else []
-
-
-def _chat_template(folder: Path, config: Json) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text("utf-8")
-    found = config.get("chat_template")
-    if isinstance(found, list):
-        found = {entry["name"]: entry["template"] for entry in found}.get("default")
-    return found
+    return tuple(start or named(wanted, ids))

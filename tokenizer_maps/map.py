@@ -1,29 +1,31 @@
 """How one vocabulary's tokens lie in another's, by bytes; kept in a file."""
 
 import hashlib
+import json
 import logging
 import struct
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizer_maps.coverage import Coverage, compare
 from tokenizer_maps.errors import MapError
-from tokenizer_maps.vocabulary import Vocabulary
+from tokenizer_maps.vocabulary import Kind, Vocabulary
 
 log = logging.getLogger(__name__)
 
 Ids = NDArray[np.int32]
 
 MAGIC = b"TKMAP\r\n\0"
-VERSION = 1
-# magic, version, lengths of order, first and frt_ids, fingerprints of the upstream and the pair
-HEADER = struct.Struct("<8s4I32s32s")
+VERSION = 2
+HEADER = struct.Struct("<8s2I")  # magic, version, length of the JSON object that comes next
 DIGEST = 32  # sha256 of everything before it, at the end of the file
 
 
@@ -85,11 +87,37 @@ class TokenMap:
             return low, len(self._sorted)
         return low, bisect_left(self._sorted, stem[:-1] + bytes([stem[-1] + 1]), low)
 
+    @cached_property
+    def coverage(self) -> Coverage:
+        """How much of the upstream's vocabulary the pair's covers; takes half a second."""
+        return compare(self.upstream, self.pair, self._sorted)
+
+    @cached_property
+    def nested(self) -> bool:
+        """Whether every upstream token is one pair token, byte for byte."""
+        tokens, kinds = self.upstream.tokens, self.upstream.kinds
+        own = [token for token, kind in zip(tokens, kinds, strict=True) if kind is Kind.BYTE]
+        return all(self.pair.id_of(token) is not None for token in own)
+
+    @property
+    def identical(self) -> bool:
+        """Whether the two vocabularies are one, with its rules."""
+        return self.upstream.fingerprint == self.pair.fingerprint
+
     def save(self, path: Path) -> None:
         """Write the file in one step, the same bytes for the same map; MapError if it cannot."""
         arrays = self.order, self.frt_ptr, self.frt_ids, self.first
-        sizes = len(self.order), len(self.first), len(self.frt_ids)
-        body = HEADER.pack(MAGIC, VERSION, *sizes, *_fingerprints(self.upstream, self.pair))
+        facts = {
+            "upstream": self.upstream.fingerprint,
+            "pair": self.pair.fingerprint,
+            "order": len(self.order),
+            "first": len(self.first),
+            "frt_ids": len(self.frt_ids),
+            "coverage": asdict(self.coverage),
+        }
+        text = json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the arrays begin at a multiple of their size
+        body = HEADER.pack(MAGIC, VERSION, len(text)) + text
         body += b"".join([array.astype("<i4").tobytes() for array in arrays])
         draft = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
         try:
@@ -102,15 +130,30 @@ class TokenMap:
     @classmethod
     def load(cls, path: Path, upstream: Vocabulary, pair: Vocabulary) -> "TokenMap":
         """Map the file into memory; MapError unless it is whole and made for these vocabularies."""
-        data = _mapped(path)
-        _, _, ranks, width, begun, *fingerprints = HEADER.unpack_from(data)
-        if fingerprints != _fingerprints(upstream, pair):
+        facts, data = _opened(path)
+        if (facts["upstream"], facts["pair"]) != (upstream.fingerprint, pair.fingerprint):
             raise MapError(f"{path} was made for other vocabularies: delete it, it is built anew")
-        cuts = np.cumsum([ranks, width + 1, begun, width])
-        arrays = np.split(np.frombuffer(data[HEADER.size : -DIGEST], "<i4"), cuts)
-        if cuts[-1] != sum(map(len, arrays)) or len(arrays[-1]):
+        cuts = np.cumsum([facts["order"], facts["first"] + 1, facts["frt_ids"], facts["first"]])
+        if 4 * cuts[-1] != len(data):
             raise MapError(f"{path} has the wrong length: delete it, it is built anew")
-        return cls(upstream, pair, *arrays[:-1])
+        arrays = np.split(np.frombuffer(data, "<i4"), cuts[:-1])
+        made = cls(upstream, pair, *arrays)
+        if not _is_sound(made):
+            raise MapError(f"{path} is no map of its vocabularies: delete it, it is built anew")
+        return made
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a map file says of itself: fingerprints, sizes, coverage.
+
+    Raises MapError where the file is damaged or of another version.
+    """
+    return _opened(path)[0]
+
+
+def file_name(upstream: Vocabulary, pair: Vocabulary) -> str:
+    """The name ``open_map`` gives the file of these vocabularies."""
+    return f"{upstream.fingerprint[:16]}-{pair.fingerprint[:16]}.tkmap"
 
 
 def open_map(directory: Path, upstream: Vocabulary, pair: Vocabulary) -> TokenMap:
@@ -118,7 +161,7 @@ def open_map(directory: Path, upstream: Vocabulary, pair: Vocabulary) -> TokenMa
 
     Raises MapError where the directory cannot be written.
     """
-    path = directory / f"{upstream.fingerprint[:16]}-{pair.fingerprint[:16]}.tkmap"
+    path = directory / file_name(upstream, pair)
     if path.exists():
         try:
             return TokenMap.load(path, upstream, pair)
@@ -139,12 +182,19 @@ def _first(vocabulary: Vocabulary, token: bytes) -> int:
     return ids[0] if ids and token.startswith(vocabulary.tokens[ids[0]]) else -1
 
 
-def _fingerprints(upstream: Vocabulary, pair: Vocabulary) -> list[bytes]:
-    return [bytes.fromhex(upstream.fingerprint), bytes.fromhex(pair.fingerprint)]
+def _is_sound(made: TokenMap) -> bool:
+    """Whether every entry points at something: a map built wrongly must not be worse than none."""
+    ptr, ids = made.frt_ptr, made.frt_ids
+    if len(made.first) != len(made.upstream.tokens) or ptr[0] != 0 or ptr[-1] != len(ids):
+        return False
+    found = [(0, made.order), (0, ids), (-1, made.first)]
+    size = len(made.pair.tokens)
+    inside = all(low <= ids.min() <= ids.max() < size for low, ids in found if len(ids))
+    return inside and not (np.diff(ptr) < 0).any()
 
 
-def _mapped(path: Path) -> memoryview:
-    """The bytes of a map file whose magic, version and checksum are right."""
+def _opened(path: Path) -> tuple[dict[str, Any], memoryview]:
+    """What a map file says of itself, and its arrays; magic, version and checksum are right."""
     try:
         with path.open("rb") as file:
             data = memoryview(mmap(file.fileno(), 0, access=ACCESS_READ))
@@ -152,8 +202,22 @@ def _mapped(path: Path) -> memoryview:
         raise MapError(f"{path} cannot be read: {error}") from error
     if len(data) < HEADER.size + DIGEST or data[: len(MAGIC)] != MAGIC:
         raise MapError(f"{path} is no token map: delete it, it is built anew")
-    if HEADER.unpack_from(data)[1] != VERSION:
+    _, version, size = HEADER.unpack_from(data)
+    if version != VERSION:
         raise MapError(f"{path} is of another version: delete it, it is built anew")
     if hashlib.sha256(data[:-DIGEST]).digest() != data[-DIGEST:]:
         raise MapError(f"{path} is damaged: delete it, it is built anew")
-    return data
+    begin = HEADER.size + size
+    return _facts(bytes(data[HEADER.size : begin]), path), data[begin:-DIGEST]
+
+
+def _facts(text: bytes, path: Path) -> dict[str, Any]:
+    try:
+        facts = dict(json.loads(text))
+        sizes = [facts[name] for name in ("order", "first", "frt_ids")]
+        known = {"upstream", "pair", "coverage"} <= facts.keys()
+    except (ValueError, TypeError, KeyError) as error:
+        raise MapError(f"{path} is damaged: delete it, it is built anew") from error
+    if not known or not all(type(size) is int and 0 <= size < 1 << 31 for size in sizes):
+        raise MapError(f"{path} is damaged: delete it, it is built anew")
+    return facts

@@ -6,6 +6,7 @@ import typer
 
 from adapter.cli.complete import complete
 from adapter.cli.demo import demo
+from adapter.cli.map import app as map_commands
 from adapter.cli.serve import serve
 from adapter.errors import AdapterError
 
@@ -19,6 +20,7 @@ app = typer.Typer(
 app.command("serve")(serve)
 app.command("complete")(complete)
 app.command("demo")(demo)
+app.add_typer(map_commands, name="map")
 
 
 def main() -> None:

@@ -83,6 +83,13 @@ def test_paths_are_relative_to_the_file(folder):
     assert (model.templates.expert, model.templates.antiexpert) == (None, "plain")
 
 
+@pytest.mark.parametrize("kind", ["hf", "sentencepiece", "gguf"])
+def test_tokenizers_may_be_files(folder, kind):
+    (folder / "file").write_text("")
+    model = load(folder, changed("models.m.upstream.tokenizer", f"{kind}:file")).models["m"]
+    assert model.upstream.tokenizer == f"{kind}:{folder / 'file'}"
+
+
 def test_without_a_file_paths_are_relative_to_the_working_directory(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("ADAPTER_MODELS", json.dumps(minimal()["models"]))
@@ -202,7 +209,7 @@ BAD = [
         {"newz": 1},
         "models.m.weights: there is no expert 'newz'; did you mean n",
     ),
-    ("models.m.bridge", "exact", "models.m.bridge: "),
+    ("models.m.bridge", "quick", "models.m.bridge: "),
     ("models.m.clamp", {"end": 0}, "models.m.clamp.end: "),
     ("models.m.templates", {"expert": "plain"}, "models.m.templates.expert: there is no file"),
     ("models.m.lookahead", {}, "models.m.lookahead: unknown key; known here: upstream, pair"),

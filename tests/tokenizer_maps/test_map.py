@@ -1,14 +1,20 @@
 """Token maps: the arrays against direct encoding and linear scans, the file against damage."""
 
+import hashlib
+import json
 import logging
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from tokenizer_maps import MapError, TokenMap, Vocabulary, open_map
+from tokenizer_maps import Kind, MapError, TokenMap, Vocabulary, open_map
+from tokenizer_maps.coverage import shape
+from tokenizer_maps.map import HEADER, read_facts
 
 ARRAYS = ("order", "frt_ptr", "frt_ids", "first")
 
@@ -177,3 +183,140 @@ def test_a_directory_that_cannot_be_written(
         open_map(tmp_path / "file", gpt, digits)
     with pytest.raises(MapError, match="cannot be written"):
         token_map.save(tmp_path / "missing" / "a")
+
+
+def test_facts_are_read_without_the_vocabularies(tmp_path: Path, token_map: TokenMap) -> None:
+    token_map.save(tmp_path / "a")
+    facts = read_facts(tmp_path / "a")
+    assert facts["upstream"] == token_map.upstream.fingerprint
+    assert facts["pair"] == token_map.pair.fingerprint
+    assert facts["coverage"] == asdict(token_map.coverage)
+    assert facts["order"] == len(token_map.order)
+
+
+def test_coverage_against_counting(
+    token_map: TokenMap, gpt: Vocabulary, digits: Vocabulary
+) -> None:
+    own = [t for t, kind in zip(gpt.tokens, gpt.kinds, strict=True) if kind is Kind.BYTE]
+    texts = [digits.tokens[i] for i in range(len(digits.tokens)) if digits.spells(i)]
+    coverage = token_map.coverage
+    assert coverage.exact == sum(token in texts for token in own)
+    assert coverage.uncovered == sum(not any(t.startswith(c) for t in texts) for c in own)
+    assert not coverage.nested
+    assert not coverage.identical
+    assert (coverage.upstream, coverage.pair) == (shape(gpt), shape(digits))
+    assert coverage.pair.added == 1  # <tool>
+    same = TokenMap.build(gpt, gpt)
+    assert same.coverage.exact == len(own)
+    assert same.nested
+    assert same.identical
+    assert not token_map.nested
+    assert not token_map.identical
+
+
+def test_shapes(gpt: Vocabulary) -> None:
+    byte = Kind.BYTE
+    tokens = (b"a", b"\xff", b"a", b"long" * 5, b"", b"added")
+    made = replace(gpt, tokens=tokens, kinds=(byte, byte, byte, byte, Kind.NONE, Kind.ADDED))
+    found = shape(made)
+    assert (found.tokens, found.added, found.duplicates) == (4, 1, 1)
+    assert (found.mean, found.p99, found.longest) == (5.75, 20, 20)
+    assert (found.long, found.invalid) == (1, 1)
+    assert shape(replace(gpt, tokens=(), kinds=())).tokens == 0
+
+
+def sealed(body: bytes) -> bytes:
+    """A file with the right checksum, whatever it holds."""
+    return body + hashlib.sha256(body).digest()
+
+
+def test_nonsense_with_the_right_checksum_is_refused(
+    tmp_path: Path, token_map: TokenMap, gpt: Vocabulary, digits: Vocabulary
+) -> None:
+    token_map.save(tmp_path / "a")
+    facts = read_facts(tmp_path / "a")
+    whole = (tmp_path / "a").read_bytes()
+    magic, version, size = HEADER.unpack_from(whole)
+    arrays = whole[HEADER.size + size : -32]
+    wrong = [facts | {"order": -1}, facts | {"first": 1.5}, facts | {"frt_ids": True}, {}, []]
+    for text in [*map(json.dumps, wrong), "nonsense", ""]:
+        head = HEADER.pack(magic, version, len(text)) + text.encode()
+        (tmp_path / "a").write_bytes(sealed(head + arrays))
+        with pytest.raises(MapError, match="damaged"):
+            TokenMap.load(tmp_path / "a", gpt, digits)
+    (tmp_path / "a").write_bytes(sealed(whole[: HEADER.size]))
+    with pytest.raises(MapError):
+        TokenMap.load(tmp_path / "a", gpt, digits)
+
+
+def test_entries_that_point_nowhere_are_refused(
+    tmp_path: Path, token_map: TokenMap, gpt: Vocabulary, digits: Vocabulary
+) -> None:
+    ptr = token_map.frt_ptr.copy()
+    ptr[1], ptr[2] = 9, 1
+    wrong = [("frt_ids", token_map.frt_ids + 10_000), ("first", token_map.first - 5)]
+    for name, array in [*wrong, ("frt_ids", token_map.frt_ids - 10), ("frt_ptr", ptr)]:
+        replace(token_map, **{name: array}).save(tmp_path / "a")
+        with pytest.raises(MapError, match="no map of its vocabularies"):
+            TokenMap.load(tmp_path / "a", gpt, digits)
+
+
+def test_files_of_the_version_before_are_refused(
+    tmp_path: Path, token_map: TokenMap, gpt: Vocabulary, digits: Vocabulary
+) -> None:
+    token_map.save(tmp_path / "a")
+    whole = bytearray((tmp_path / "a").read_bytes()[:-32])
+    whole[8] = 1
+    (tmp_path / "a").write_bytes(sealed(bytes(whole)))
+    with pytest.raises(MapError, match="another version"):
+        TokenMap.load(tmp_path / "a", gpt, digits)
+
+
+def refuse_damage(folder: Path, token_map: TokenMap, data: st.DataObject) -> None:
+    path, whole = folder / "whole", folder / "damaged"
+    if not path.exists():
+        token_map.save(path)
+    sound = path.read_bytes()
+    match data.draw(st.sampled_from(["flip", "cut", "extend", "insert", "remove"])):
+        case "flip":
+            changed = bytearray(sound)
+            for at in data.draw(st.sets(st.integers(0, 8 * len(sound) - 1), min_size=1)):
+                changed[at // 8] ^= 1 << at % 8
+            damaged = bytes(changed)
+        case "cut":
+            damaged = sound[: data.draw(st.integers(0, len(sound) - 1))]
+        case "extend":
+            damaged = sound + data.draw(st.binary(min_size=1, max_size=200))
+        case "insert":
+            at = data.draw(st.integers(0, len(sound)))
+            damaged = sound[:at] + data.draw(st.binary(min_size=1, max_size=8)) + sound[at:]
+        case _:
+            at = data.draw(st.integers(0, len(sound) - 1))
+            damaged = sound[:at] + sound[at + data.draw(st.integers(1, 8)) :]
+    whole.write_bytes(damaged)
+    with pytest.raises(MapError):
+        TokenMap.load(whole, token_map.upstream, token_map.pair)
+    with pytest.raises(MapError):
+        read_facts(whole)
+
+
+once = settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@once
+@given(data=st.data())
+def test_no_damage_is_accepted(tmp_path: Path, token_map: TokenMap, data: st.DataObject) -> None:
+    refuse_damage(tmp_path, token_map, data)
+
+
+@pytest.mark.full
+@settings(once, max_examples=3000)
+@given(data=st.data())
+def test_no_damage_is_accepted_at_length(
+    tmp_path: Path, token_map: TokenMap, data: st.DataObject
+) -> None:
+    refuse_damage(tmp_path, token_map, data)

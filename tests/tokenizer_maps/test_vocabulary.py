@@ -220,7 +220,7 @@ def test_fingerprints(tmp_path: Path, gpt: Vocabulary, digits: Vocabulary) -> No
 
 @pytest.mark.parametrize("spec", ["gpt2", "spm:x", "hf:", "", "tiktoken"])
 def test_unknown_prefixes(spec: str) -> None:
-    with pytest.raises(VocabularyError, match=r"hf:DIRECTORY.*tiktoken:NAME"):
+    with pytest.raises(VocabularyError, match=r"hf:DIRECTORY.*sentencepiece:FILE or gguf:FILE"):
         load_vocabulary(spec)
 
 
@@ -242,6 +242,8 @@ def test_unreadable_file(tmp_path: Path, content: str) -> None:
         ("decoder", {"type": "WordPiece", "prefix": "##", "cleanup": True}),
         ("decoder", {"type": "ByteFallback"}),
         ("decoder", None),
+        ("decoder", {"type": "Sequence", "decoders": [{"type": "Fuse"}]}),
+        ("model", {"type": "WordPiece", "unk_token": "a", "vocab": {"a": 0}}),
         ("model", {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}),
     ],
 )
