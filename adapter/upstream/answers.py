@@ -8,6 +8,8 @@ from typing import Any
 from adapter.candidates import Candidate, Usage
 from adapter.errors import UpstreamMalformed
 
+_UNLIKELY = -9999  # what the older OpenAI schema says in place of a log-probability
+
 
 def only_choice(body: Mapping[str, Any]) -> Mapping[str, Any]:
     """The first choice; raises UpstreamMalformed where there is none."""
@@ -49,11 +51,11 @@ def finish_of(choice: Mapping[str, Any]) -> str | None:
 
 
 def nats(value: Any) -> float:
-    """A log-probability; NaN for whatever is no number."""
+    """A log-probability; NaN for whatever is no number, or only says "very unlikely"."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
     try:
-        return float(value)
+        return float(value) if value > _UNLIKELY else math.nan
     except OverflowError:
         return math.nan
 
