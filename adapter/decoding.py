@@ -1,6 +1,7 @@
 """Decoding: the loop from draft and offsets to emitted steps."""
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
@@ -17,6 +18,9 @@ from adapter.request import Sampling
 from adapter.steering import Adapted, draw, gumbel, hidden_wishes, penalised, steer
 from adapter.stopping import Release
 from tokenizer_maps.bridge import Offsets
+
+_FLAGS = ("unscored", "multi", "clamped", "capped")
+"""What a step says of its offset."""
 
 
 class Drafting(Protocol):
@@ -101,7 +105,7 @@ async def _step(
     offsets = await _offsets(reader, position)
     adapted = steer(position, offsets.delta, generation.alpha)
     index = _draw(generation, adapted, counts, at)
-    flags = {name for name in ("unscored", "multi", "clamped") if getattr(offsets, name)[index]}
+    flags = {name for name in _FLAGS if getattr(offsets, name)[index]}
     if reader is not None and reader.context_cut:
         flags.add("context_cut")
     chosen = position.candidates[index]
@@ -158,9 +162,10 @@ def _draw(generation: Generation, adapted: Adapted, counts: Counter[int], at: in
 async def _offsets(reader: Reader | None, position: Position) -> Offsets:
     ids = [-1 if c.id is None else c.id for c in position.candidates]
     if reader is not None:
-        return await reader.offsets(ids)
+        chances = [math.exp(c.logprob) for c in position.candidates]
+        return await reader.offsets(ids, chances)
     nothing = np.zeros(len(ids), dtype=np.bool_)
-    return Offsets(np.zeros(len(ids)), nothing, nothing, nothing)
+    return Offsets(np.zeros(len(ids)), nothing, nothing, nothing, nothing)
 
 
 def _alternatives(adapted: Adapted, count: int) -> tuple[Alternative, ...]:

@@ -4,6 +4,7 @@ from tokenizer_maps.bridge import (
     Bridge,
     Clamp,
     Context,
+    ExactBridge,
     FastBridge,
     Head,
     IdentityBridge,
@@ -13,6 +14,7 @@ from tokenizer_maps.bridge import (
     Reading,
     Sets,
     Tree,
+    WordBridge,
     make_bridge,
 )
 from tokenizer_maps.errors import MapError, TokenizerMapError, VocabularyError
@@ -23,6 +25,7 @@ __all__ = [
     "Bridge",
     "Clamp",
     "Context",
+    "ExactBridge",
     "FastBridge",
     "Head",
     "IdentityBridge",
@@ -38,6 +41,7 @@ __all__ = [
     "Tree",
     "Vocabulary",
     "VocabularyError",
+    "WordBridge",
     "load_vocabulary",
     "make_bridge",
     "open_map",

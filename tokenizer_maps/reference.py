@@ -11,7 +11,9 @@ from functools import cached_property
 
 import numpy as np
 
-from tokenizer_maps.bridge import FLOOR, LOOKBACK, Clamp, Context, Offsets
+from tokenizer_maps.canonical import LOOKBACK, PROBES
+from tokenizer_maps.fast import FLOOR
+from tokenizer_maps.steps import Clamp, Context, Offsets
 from tokenizer_maps.vocabulary import Vocabulary
 
 Ids = tuple[int, ...]
@@ -27,9 +29,54 @@ class Oracle:
     pair: Vocabulary
     ends: frozenset[int]
 
-    def prefix_mass(self, fixed: Ids, text: bytes) -> float:
-        """P(the bytes after ``fixed`` start with ``text``), over every way to spell it."""
-        return sum(math.exp(self.log_path(fixed, path)) for path in self._covers(text))
+    def prefix_mass(self, fixed: Ids, text: bytes, canonical: bool = False) -> float:
+        """P(the bytes after ``fixed`` start with ``text``), over every way to spell it.
+
+        Or over those alone that are the canonical tokens of what they spell.
+        """
+        paths = self._covers(text)
+        kept = (path for path in paths if not canonical or self._is_canonical(path))
+        return math.fsum(math.exp(self.log_path(fixed, path)) for path in kept)
+
+    def prefix_bounds(
+        self, fixed: Ids, text: bytes, ahead: bytes, epsilon: float = 0.0, canonical: bool = False
+    ) -> tuple[float, float]:
+        """Bounds of P(``text`` + ``ahead``), by heads and recursion, where nodes up to ε are cut.
+
+        Paths are canonical up to the text's end, and after it too if ``canonical``.
+        """
+        low = pruned = 0.0
+        least = epsilon * self.context_mass_of(fixed, text, canonical)
+        todo: list[tuple[Ids, bytes, float, int]] = [
+            (path, rest + ahead, math.exp(self.log_path(fixed, path)), len(rest))
+            for rest, path in self._cuts(text)
+        ]
+        while todo:
+            path, rest, mass, inside = todo.pop()
+            if not inside and mass <= least:
+                pruned += mass
+                continue
+            chances = self.model(fixed + path)
+            for t, token in self._texts:
+                if len(token) <= inside or (canonical and not self._is_canonical((*path, t))):
+                    continue  # what ends inside the text belongs to another head
+                if token.startswith(rest):
+                    low += mass * chances[t]
+                elif rest.startswith(token):
+                    todo.append(((*path, t), rest[len(token) :], mass * chances[t], 0))
+        return low, low + pruned
+
+    def context_mass_of(self, fixed: Ids, text: bytes, canonical: bool) -> float:
+        """P(``text``) by heads: canonical paths up to its end, and beyond if ``canonical``."""
+        total = 0.0
+        for rest, path in self._cuts(text):
+            weight, chances = math.exp(self.log_path(fixed, path)), self.model(fixed + path)
+            total += weight if not rest else 0.0
+            for t, token in self._texts if rest else ():
+                longer = token.startswith(rest) and token != rest
+                if longer and not (canonical and not self._is_canonical((*path, t))):
+                    total += weight * chances[t]
+        return total
 
     def event_mass(self, fixed: Ids, text: bytes, candidate: int, depth: int) -> float:
         """P(the bytes start with ``text``, and the upstream's token after it is ``candidate``).
@@ -37,17 +84,26 @@ class Oracle:
         Enumerates what the model may write up to ``depth`` bytes past ``text``; exact where the
         later bytes no longer change the upstream's tokens there.
         """
+        return self._mass_where(lambda token: token == candidate, fixed, text, depth)
+
+    def boundary_mass(self, fixed: Ids, text: bytes, depth: int) -> float:
+        """P(the bytes start with ``text``, and some upstream token begins after it)."""
+        return self._mass_where(lambda token: token is not None, fixed, text, depth)
+
+    def _mass_where(
+        self, hit: Callable[[int | None], bool], fixed: Ids, text: bytes, depth: int
+    ) -> float:
         total = 0.0
         todo: list[tuple[Ids, bytes, float]] = [((), b"", 1.0)]
         while todo:
             path, written, mass = todo.pop()
             if len(written) >= len(text) + depth:
-                total += mass * (self.token_at(written, len(text)) == candidate)
+                total += mass * hit(self.token_at(written, len(text)))
                 continue
             chances = self.model(fixed + path)
             if len(written) >= len(text):
-                hit = self.token_at(written, len(text)) == candidate
-                total += mass * hit * sum(chances[t] for t in self.ends)
+                here = hit(self.token_at(written, len(text)))
+                total += mass * here * sum(chances[t] for t in self.ends)
             for t, grown in self._continuations(written, text):
                 if chances[t] > 0:
                     todo.append(((*path, t), grown, mass * chances[t]))
@@ -74,12 +130,48 @@ class Oracle:
 
     def context_mass(self, context: Context) -> float:
         """Z: the mass of the text, where its canonical path weighs 1."""
-        return 1.0 + sum(
+        heads = self._heads(context)
+        return sum(weight for weight, rest, _ in heads if not rest) + sum(
             weight * self.model(path)[t]
-            for weight, rest, path in self._heads(context)
+            for weight, rest, path in heads
             for t in self._beginning_with(rest)
             if rest and len(self.pair.tokens[t]) > len(rest)
         )
+
+    def exact_masses(
+        self, context: Context, candidates: Sequence[int], moving: bool = True
+    ) -> list[float]:
+        """E of text candidates where every path is followed until it can be no longer candidate.
+
+        The canonical path of the text weighs 1. A path is then the upstream's token for what it
+        spells after the text if it got to a candidate's end, else for what it had spelt before.
+        Not ``moving``, it stays that of its beginning as well: the rule's rival.
+        """
+        texts = [self.upstream.tokens[c] for c in candidates]
+        masses: dict[int | None, float] = {}
+        text = self.text(context)
+        heads = self._heads(context)
+        start = self._boundary(context, [rest for _, rest, _ in heads])
+        todo: list[tuple[bool, Ids, bytes, float]] = []
+        for weight, rest, path in heads:
+            chances = self.model(path)
+            for t in self._beginning_with(rest):
+                spelt = self.pair.tokens[t][len(rest) :]
+                if spelt:
+                    todo.append((not rest, (*path, t), spelt, weight * chances[t]))
+        while todo:
+            at_end, path, spelt, mass = todo.pop()
+            before, at = (b"", 0) if at_end else (text[start:], len(text) - start)
+            longer = [one for one in texts if one.startswith(spelt) and one != spelt]
+            left, chances = mass, self.model(path) if longer and mass else []
+            for t, token in self._texts if len(chances) else []:
+                grown, part = spelt + token, mass * chances[t]
+                if any(one.startswith(grown) or grown.startswith(one) for one in longer):
+                    todo.append((at_end, (*path, t), grown, part))
+                    left -= part
+            verdict = self.token_at(before + spelt, at)
+            masses[verdict] = masses.get(verdict, 0.0) + (max(left, 0.0) if moving else mass)
+        return [masses.get(c, 0.0) for c in candidates]
 
     def text(self, context: Context) -> bytes:
         """The text of a context."""
@@ -95,6 +187,21 @@ class Oracle:
         """log P(path | fixed), in nats."""
         chances = [self.model(fixed + path[:n])[token] for n, token in enumerate(path)]
         return math.fsum(map(math.log, chances)) if all(chances) else -math.inf
+
+    def _is_canonical(self, path: Ids) -> bool:
+        return self.pair.encode(self.pair.decode(path)) == path
+
+    def _cuts(self, text: bytes) -> Iterator[tuple[bytes, Ids]]:
+        """(rest, canonical path of the text before it), wherever a token may go beyond the rest."""
+        for cut in range(len(text) + 1):
+            rest = text[cut:]
+            longer = any(len(self.pair.tokens[t]) > len(rest) for t in self._beginning_with(rest))
+            if longer or not rest:
+                yield rest, self.pair.encode(text[:cut])
+
+    @cached_property
+    def _texts(self) -> list[tuple[int, bytes]]:
+        return [(t, token) for t, token in enumerate(self.pair.tokens) if token]
 
     def _covers(self, text: bytes) -> Iterator[Ids]:
         """All token sequences that spell ``text``, the last one perhaps going beyond it."""
@@ -121,12 +228,26 @@ class Oracle:
         end = fixed + self.pair.encode(text)
         heads = []
         for cut in range(len(text) + 1):
-            path, rest = fixed + self.pair.encode(text[:cut]), text[cut:]
+            before, rest = text[:cut], text[cut:]
             longer = any(len(self.pair.tokens[t]) > len(rest) for t in self._beginning_with(rest))
-            if (longer or not rest) and path[:1] == end[:1]:
-                log_weight = self.log_path(path[:1], path[1:]) - self.log_path(end[:1], end[1:])
-                heads.append((math.exp(log_weight), rest, path))
+            if not longer and rest:
+                continue
+            for path in self._spellings(before, rest):
+                if (fixed + path)[:1] == end[:1]:
+                    whole = fixed + path
+                    weight = self.log_path(whole[:1], whole[1:]) - self.log_path(end[:1], end[1:])
+                    heads.append((math.exp(weight), rest, whole))
         return heads
+
+    def _spellings(self, text: bytes, rest: bytes) -> list[Ids]:
+        """The canonical path of a text, and what it is before its rest, or before a probe."""
+        paths = [self.pair.encode(text)]
+        blank = text[-8:].decode("utf-8", "ignore")[-2:]
+        for after in [*PROBES * (len(blank) > 1 and blank.isspace()), *[rest] * bool(rest)]:
+            ids = self.pair.encode(text + after)
+            cuts = [n for n in range(len(ids) + 1) if self.pair.decode(ids[:n]) == text]
+            paths += [ids[:n] for n in cuts if ids[:n] not in paths]
+        return paths
 
     def _beginning_with(self, prefix: bytes) -> list[int]:
         return [t for t, token in enumerate(self.pair.tokens) if token.startswith(prefix) and token]
@@ -136,7 +257,7 @@ class Oracle:
         start = self._boundary(context, [rest for _, rest, _ in self._heads(context)])
         for weight, rest, path in self._heads(context):
             if not rest:
-                yield from (self.model(path)[t] for t in self._begun[candidate])
+                yield from (weight * self.model(path)[t] for t in self._begun[candidate])
                 continue
             before = text[start : len(text) - len(rest)]
             for t in self._beginning_with(rest + self.upstream.tokens[candidate]):
@@ -148,7 +269,13 @@ class Oracle:
         ids = self.upstream.encode(context.prompt) + context.generated
         cuts = [len(self.upstream.decode(ids[:n])) for n in range(len(ids) + 1)]
         latest = cuts[-1] - max([LOOKBACK, *map(len, rests)])
-        return max((cut for cut in cuts if cut <= latest), default=0)
+        whole = self.text(context)
+        while latest >= 0:
+            at = max(n for n, cut in enumerate(cuts) if cut <= latest)
+            if self.upstream.encode(whole[cuts[at] :])[:1] == ids[at : at + 1]:
+                return cuts[at]
+            latest = cuts[-1] - 2 * (cuts[-1] - cuts[at])
+        return 0
 
     @cached_property
     def _begun(self) -> list[list[int]]:
@@ -176,12 +303,12 @@ def fast_offsets(
     for c in candidates:
         is_end = c in upstream.end and bool(expert.ends)
         if not is_end and (c < 0 or not upstream.spells(c) or c in upstream.end):
-            rows.append((0.0, True, False, False))
+            rows.append((0.0, True, False, False, False))
             continue
         scores = [oracle.fast_score(context, c, floor) for oracle in (expert, antiexpert)]
         delta = 0.0 if scores[0] == scores[1] else scores[0] - scores[1]
         limit = clamp.end if is_end else clamp.offset
         multi = not is_end and expert.is_multi(context, c)
-        rows.append((max(-limit, min(limit, delta)), False, multi, abs(delta) > limit))
+        rows.append((max(-limit, min(limit, delta)), False, multi, abs(delta) > limit, False))
     delta_, *flags = zip(*rows, strict=True)
     return Offsets(np.array(delta_), *(np.array(flag) for flag in flags))

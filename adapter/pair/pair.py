@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from weakref import WeakSet
 
 from adapter.errors import PairError
 from adapter.pair.loading import LocalModel, load_model
@@ -16,6 +17,7 @@ class Pair:
 
     def __init__(self, models: Mapping[str, LocalModel]) -> None:
         self._models = dict(models)
+        self._reading: dict[str, WeakSet[Scorer]] = {name: WeakSet() for name in models}
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pair")
 
     @classmethod
@@ -65,9 +67,12 @@ class Pair:
     ) -> Reader:
         """A reading of one text by the weighted experts and the anti-expert.
 
-        `contexts` has the rendering of each of them; `head` as in Window.
+        `contexts` has the rendering of each of them; `head` as in Window. Readings that are alive
+        at the same time share what their texts have in common.
         """
-        scorers = {name: Scorer(self._models[name]) for name in (*weights, ANTIEXPERT)}
+        scorers = {
+            name: Scorer(self._models[name], self._reading[name]) for name in (*weights, ANTIEXPERT)
+        }
         window = Window(self.window, head)
         return Reader(scorers, bridge, contexts, weights, window, self._worker)
 

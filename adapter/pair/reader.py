@@ -6,11 +6,14 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adapter.errors import ContextTooLong
 from adapter.pair.scoring import Scorer
 from adapter.pair.window import cut, fits
-from tokenizer_maps.bridge import Bridge, Context, Offsets, Plan
+from tokenizer_maps.bridge import Bridge, Context, Offsets, Plan, Reading, Tree
+
+Floats = NDArray[np.float64]
 
 ANTIEXPERT = ""
 """The anti-expert's key among a pair's models; experts have names of their own."""
@@ -49,6 +52,7 @@ class Reader:
         self._window = window
         self._worker = worker
         self._plans: dict[str, Plan] = {}
+        self._trunks: dict[str, tuple[int, ...]] = {}
         self.context_cut = False
 
     async def read(self, generated: tuple[int, ...]) -> None:
@@ -58,10 +62,15 @@ class Reader:
         """
         await asyncio.get_running_loop().run_in_executor(self._worker, self._read, generated)
 
-    async def offsets(self, candidates: Sequence[int]) -> Offsets:
-        """Δ of each candidate (upstream ids; −1 = unknown), Σ wᵢ Δᵢ over the experts; nats."""
+    async def offsets(
+        self, candidates: Sequence[int], chances: Sequence[float] | None = None
+    ) -> Offsets:
+        """Δ of each candidate (upstream ids; −1 = unknown), Σ wᵢ Δᵢ over the experts; nats.
+
+        With their probabilities upstream, the bridge sees which ones deserve a second pass.
+        """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._worker, self._offsets, candidates)
+        return await loop.run_in_executor(self._worker, self._offsets, candidates, chances)
 
     def _read(self, generated: tuple[int, ...]) -> None:
         self._plans = {}
@@ -80,26 +89,69 @@ class Reader:
                 tree = cut(tree, self._window.size, self._window.head)
                 self.context_cut = True
             scorer.evaluate(tree)
+            self._trunks[name] = tree.trunk
 
-    def _offsets(self, candidates: Sequence[int]) -> Offsets:
-        sets = {id(p): self._bridge.sets(p, candidates) for p in self._plans.values()}
-        readings = {}
-        for name, scorer in self._scorers.items():
-            plan = self._plans[name]
-            wanted = sets[id(plan)]
-            readings[name] = self._bridge.reading(plan, wanted, scorer.masses(wanted))
+    def _offsets(
+        self, candidates: Sequence[int], chances: Sequence[float] | None = None
+    ) -> Offsets:
+        readings: dict[str, Reading] = {}
+        for plan in {id(p): p for p in self._plans.values()}.values():
+            names = [name for name, its in self._plans.items() if its is plan]
+            readings |= self._readings(plan, names, candidates, chances)
         anti = readings.pop(ANTIEXPERT)
         return _combined(
             [self._bridge.offsets(reading, anti) for reading in readings.values()],
             [self._weights[name] for name in readings],
         )
 
+    def _readings(
+        self,
+        plan: Plan,
+        names: Sequence[str],
+        candidates: Sequence[int],
+        chances: Sequence[float] | None,
+    ) -> dict[str, Reading]:
+        """What the models that share a plan make of the candidates, in one pass or two."""
+        sets = self._bridge.sets(plan, candidates, chances)
+        masses = [self._scorers[name].masses(sets) for name in names]
+        deeper = self._bridge.deeper(plan, sets, masses)
+        if deeper is not None and fits(self._as_read(deeper, names[0]), self._window.size):
+            for name in names:
+                self._scorers[name].evaluate(self._as_read(deeper, name))
+            plan, sets = deeper, self._bridge.sets(deeper, candidates, chances)
+            masses = [self._scorers[name].masses(sets) for name in names]
+        found = zip(names, masses, strict=True)
+        return {name: self._bridge.reading(plan, sets, one) for name, one in found}
+
+    def _as_read(self, plan: Plan, name: str) -> Tree:
+        """A plan's tree on the trunk as it was cut."""
+        return replace(plan.tree, trunk=self._trunks[name])
+
 
 def _combined(offsets: Sequence[Offsets], weights: Sequence[float]) -> Offsets:
     """Several experts against one anti-expert: Δ = Σ wᵢ Δᵢ; a flag of one is a flag of all."""
+    pairs = list(zip(weights, offsets, strict=True))
+    bounds = [_bounds(w, o) for w, o in pairs]
+    sound = [pair for pair in bounds if pair is not None]
+    low, high = (
+        (np.sum([pair[i] for pair in sound], axis=0) for i in (0, 1))
+        if len(sound) == len(pairs)
+        else (None, None)
+    )
     return Offsets(
-        delta=np.sum([w * o.delta for w, o in zip(weights, offsets, strict=True)], axis=0),
+        delta=np.sum([w * o.delta for w, o in pairs], axis=0),
         unscored=np.any([o.unscored for o in offsets], axis=0),
         multi=np.any([o.multi for o in offsets], axis=0),
         clamped=np.any([o.clamped for o in offsets], axis=0),
+        capped=np.any([o.capped for o in offsets], axis=0),
+        low=low,
+        high=high,
     )
+
+
+def _bounds(weight: float, offsets: Offsets) -> tuple[Floats, Floats] | None:
+    """The interval of a weighted offset; a negative weight turns it round."""
+    if offsets.low is None or offsets.high is None:
+        return None
+    low, high = weight * offsets.low, weight * offsets.high
+    return np.minimum(low, high), np.maximum(low, high)

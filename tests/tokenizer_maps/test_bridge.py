@@ -11,6 +11,7 @@ from tokenizer_maps import (
     Bridge,
     Clamp,
     Context,
+    ExactBridge,
     FastBridge,
     IdentityBridge,
     Masses,
@@ -24,6 +25,7 @@ from tokenizer_maps import (
     load_vocabulary,
     make_bridge,
 )
+from tokenizer_maps.exact import ALWAYS
 from tokenizer_maps.reference import Model, Oracle, fast_offsets
 
 OPEN = Clamp(np.inf, np.inf)
@@ -183,12 +185,16 @@ def test_trees_are_well_formed(bridge: FastBridge, gpt: Vocabulary, digits: Voca
         assert len({*zip(tree.parents, tree.tokens, strict=True)}) == len(tree.tokens)
         assert plan.heads[0].rest == b""
         assert text.endswith(plan.tail)
+        paths = set()
         for head in plan.heads:
             path = tree.trunk + tuple(tree.tokens[n] for n in head.path_nodes)
-            assert path == BOS + digits.encode(text[: len(text) - len(head.rest)])
+            assert digits.decode(path) + head.rest == text
+            paths.add((head.rest, path))
             assert head.node == (head.path_nodes[-1] if head.path_nodes else -1)
             assert plan.tail.endswith(head.rest)
-            assert len({h.rest for h in plan.heads}) == len(plan.heads)
+        canonical = {rest: BOS + digits.encode(text[: len(text) - len(rest)]) for rest, _ in paths}
+        assert set(canonical.items()) <= paths
+        assert len(paths) == len(plan.heads)
 
 
 def test_the_upstream_is_read_from_one_of_its_own_boundaries(
@@ -386,8 +392,8 @@ def test_renderings_that_differ_have_their_own_plans(
 
 def test_an_event_only_one_rendering_resolves_is_unscored(bridge: FastBridge) -> None:
     no, yes = np.array([False]), np.array([True])
-    fine = Reading(np.array([-1.0]), end=no, multi=no, unscored=no)
-    coarse = Reading(np.array([-3.0]), end=no, multi=yes, unscored=no)
+    fine = Reading(np.array([-1.0]), end=no, multi=no, unscored=no, capped=no)
+    coarse = Reading(np.array([-3.0]), end=no, multi=yes, unscored=no, capped=no)
     assert bridge.offsets(fine, fine).unscored.tolist() == [False]
     assert bridge.offsets(fine, coarse).unscored.tolist() == [True]
     assert bridge.offsets(coarse, fine).delta.tolist() == [0.0]
@@ -404,7 +410,48 @@ def test_the_bridge_is_chosen_by_fingerprint(
     assert isinstance(make_bridge("auto", gpt, again, ends, tmp_path, clamp), IdentityBridge)
     assert isinstance(make_bridge("identity", gpt, again, ends, tmp_path, clamp), IdentityBridge)
     assert isinstance(make_bridge("fast", gpt, again, ends, tmp_path, clamp), FastBridge)
-    assert isinstance(make_bridge("auto", gpt, digits, ends, tmp_path, clamp), FastBridge)
+    assert isinstance(make_bridge("auto", gpt, digits, ends, tmp_path, clamp), ExactBridge)
+    assert type(make_bridge("fast", gpt, digits, ends, tmp_path, clamp)) is FastBridge
+    exact = make_bridge("exact", gpt, digits, ends, tmp_path, clamp)
+    assert isinstance(exact, ExactBridge)
+    assert exact.above == ALWAYS
     assert len(list(tmp_path.glob("*.tkmap"))) == 2
     with pytest.raises(VocabularyError, match="use fast"):
         make_bridge("identity", gpt, digits, ends, tmp_path, clamp)
+
+
+def test_whole_vocabularies_are_read_as_single_candidates_are(
+    bridge: FastBridge, gpt: Vocabulary, models: tuple[Model, Model]
+) -> None:
+    """Many candidates are found token by token, few of them candidate by candidate."""
+    everything = [*range(len(gpt.tokens)), -1, 300, 300]
+    spanned = 0
+    for context in worlds.contexts(gpt, 15, BOS):
+        plan = bridge.plan(context)
+        whole = finish(bridge, plan, everything, models)
+        for start in range(0, len(everything), 200):
+            few = finish(bridge, plan, everything[start : start + 200], models)
+            part = slice(start, start + 200)
+            np.testing.assert_allclose(whole.delta[part], few.delta, rtol=0, atol=1e-12)
+            np.testing.assert_array_equal(whole.multi[part], few.multi)
+            np.testing.assert_array_equal(whole.unscored[part], few.unscored)
+        sets, ends = bridge.sets(plan, everything), {h.node for h in plan.heads if not h.rest}
+        parts = sets.owners < len(everything)
+        spanned += sum(node not in ends for node in sets.nodes[sets.sums[parts]].tolist())
+    assert spanned >= 10
+
+
+@pytest.mark.parametrize("kind", [FastBridge, ExactBridge])
+def test_one_tokenizer_through_a_bridge_is_the_identity(gpt: Vocabulary, kind: type) -> None:
+    """η = 0 and no clamps; whatever the models leave canonical paths, up to the common Z."""
+    models = [worlds.canonical_model(name, gpt, 1, b" ewrth.,'12\n") for name in ("+", "-")]
+    more = {"above": ALWAYS} if kind is ExactBridge else {}
+    through = kind(TokenMap.build(gpt, gpt), gpt.end, OPEN, floor=0.0, **more)
+    for text in (b" there were 12", b"we're the", b"12 ", b"er", b" were,  the"):
+        candidates = np.flatnonzero(models[0]((1, *gpt.encode(text)))).tolist()
+        context = Context((1,), text, ())
+        found = run(through, context, candidates, (models[0], models[1]))
+        expected = run(IdentityBridge(gpt), context, candidates, (models[0], models[1]))
+        shift = (expected.delta - found.delta)[0]
+        np.testing.assert_allclose(found.delta + shift, expected.delta, rtol=0, atol=1e-6)
+        assert not found.multi.any()

@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 
-from tokenizer_maps import Bridge, Context, Masses, Offsets, Plan, Sets, Tree, Vocabulary
+from tokenizer_maps import (
+    Bridge,
+    Context,
+    Masses,
+    Offsets,
+    Plan,
+    Reading,
+    Sets,
+    Tree,
+    Vocabulary,
+)
 from tokenizer_maps.reference import Model
 
 PROSE = """The quick brown fox jumps over the lazy dog; they were there, then, because their
@@ -156,12 +166,37 @@ def evaluate(model: Model, plan: Plan, sets: Sets) -> Masses:
 
 
 def offsets(
-    bridge: Bridge, plan: Plan, candidates: Sequence[int], *models: Model | Masses
+    bridge: Bridge,
+    plan: Plan,
+    candidates: Sequence[int],
+    *models: Model | Masses,
+    chances: Sequence[float] | None = None,
+    passes: int = 1,
 ) -> Offsets:
-    """The whole way for an expert and an anti-expert that share a rendering."""
-    sets = bridge.sets(plan, candidates)
-    masses = (m if isinstance(m, Masses) else evaluate(m, plan, sets) for m in models)
-    return bridge.offsets(*(bridge.reading(plan, sets, m) for m in masses))
+    """The whole way for an expert and an anti-expert that share a rendering.
+
+    ``passes``: how many the bridge may add to the first.
+    """
+    return bridge.offsets(*readings(bridge, plan, candidates, models, chances, passes))
+
+
+def readings(
+    bridge: Bridge,
+    plan: Plan,
+    candidates: Sequence[int],
+    models: Sequence[Model | Masses],
+    chances: Sequence[float] | None = None,
+    passes: int = 1,
+) -> list[Reading]:
+    """What each of some models that share a rendering makes of the candidates."""
+    while True:
+        sets = bridge.sets(plan, candidates, chances)
+        masses = [m if isinstance(m, Masses) else evaluate(m, plan, sets) for m in models]
+        given = any(isinstance(m, Masses) for m in models)
+        deeper = None if given or not passes else bridge.deeper(plan, sets, masses)
+        if deeper is None:
+            return [bridge.reading(plan, sets, m) for m in masses]
+        plan, passes = deeper, passes - 1
 
 
 def _path(tree: Tree, node: int) -> tuple[int, ...]:

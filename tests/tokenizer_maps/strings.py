@@ -1,0 +1,50 @@
+"""Forty kinds of text at which tokenizers have been seen to trip."""
+
+_HALF = "漢字".encode()
+
+STRINGS: dict[str, bytes] = {
+    name: text if isinstance(text, bytes) else text.encode()
+    for name, text in {
+        "empty": "",
+        "one letter": "a",
+        "prose": "The quick brown fox jumps over the lazy dog; they were there.",
+        "nested words": "the they there then theme thesis theta these",
+        "long word": "internationalization counterrevolutionaries",
+        "capitals": "HTTPServer XMLHttpRequest iPhone McDonald's",
+        "digits": "1 12 123 1234 12345 1234567890",
+        "digits after spaces": "a  1   22    333",
+        "decimals": "3.14159, 1,000,000.00 and -1e-10",
+        "dates": "2024-02-29T12:59:59.999Z 1/2/2003",
+        "digits in words": "a1b22c333 x86_64 utf8 B2B",
+        "contractions": "I'm you're he'll it's we've they'd can't",
+        "capital contractions": "I'M YOU'RE HE'LL IT'S",
+        "curly contractions": "it’s don’t “quoted”",
+        "half a contraction": "they'",
+        "two spaces": "a  b  c",
+        "space runs": "a   b        c                d",
+        "trailing spaces": "end.     ",
+        "leading spaces": "     start",
+        "only spaces": " " * 21,
+        "128 spaces": "x" + " " * 128 + "y",
+        "newlines": "a\nb\n\nc\n\n\nd",
+        "carriage returns": "a\r\nb\r\n\r\nc\rd",
+        "spaces and newlines": "a \n b  \n\n  c\n   \n\td",
+        "newline after punctuation": "done.\n\n(next)\r\n...\n",
+        "tabs": "\tif x:\n\t\treturn\t1\n",
+        "odd white space": "a\u00a0b\u2003c\u3000d\u2028e\x0bf\x0cg",
+        "python": "def f(x: int = 0) -> list[int]:\n    return [x ** 2 for _ in range(10)]  # 1\n",
+        "json": '{"a": [1, 2.5, null], "b": {"c": "\\u00e9\\n"}}',
+        "markup": "<div class='x'>&nbsp;</div><|im_end|></s>",
+        "address": "https://example.org/a/b?c=d&e=%20f#g-h_i",
+        "rules": "-" * 70 + "\n" + "=" * 33 + "*" * 17,
+        "brackets": "((([[[{{{}}}]]])))::::;;;;",
+        "accents": "naïve café Ångström e\u0301le\u0300ve",
+        "greek and cyrillic": "Ελλάδα привет мир, как дела?",
+        "chinese": "今天天气很好，我们去公园散步吧。",
+        "japanese and korean": "今日はカタカナとひらがな 한국어 텍스트입니다",
+        "right to left": "שלום עולם مرحبا بالعالم",
+        "emoji": "🙂👍🏽👩‍👩‍👧‍👦🇩🇪❤️ 1️⃣ ok",
+        "half characters": _HALF[:2] + b" " + _HALF[:4] + b"a" + "🙂".encode()[:3],
+        "no text": b"\xff\xfe\x00\x80 \xc3( \xf0\x9f",
+    }.items()
+}

@@ -1,0 +1,85 @@
+"""Offsets where upstream and pair have one tokenizer: no bridge at all."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from tokenizer_maps.steps import (
+    Context,
+    Flags,
+    Floats,
+    Head,
+    Ints,
+    Masses,
+    Offsets,
+    Plan,
+    Reading,
+    Sets,
+    Tree,
+)
+from tokenizer_maps.vocabulary import Vocabulary
+
+NOTHING_TO_READ = "the pair has nothing to read: give it a start token or a text"
+
+
+@dataclass(frozen=True, eq=False)
+class IdentityBridge:
+    """For one common tokenizer: the plain difference of log-probabilities, id by id."""
+
+    pair: Vocabulary
+
+    def plan(self, context: Context) -> Plan:
+        trunk = context.fixed + self._prompt(context.prompt) + context.generated
+        if not trunk:
+            raise ValueError(NOTHING_TO_READ)
+        return Plan(Tree(trunk, (), ()), (Head(-1, b"", ()),), b"")
+
+    def sets(
+        self, plan: Plan, candidates: Sequence[int], chances: Sequence[float] | None = None
+    ) -> Sets:
+        ids = np.asarray(candidates, np.int64)
+        owners = np.flatnonzero((ids >= 0) & (ids < len(self.pair.tokens)))
+        no, order = np.zeros(len(ids), np.bool_), np.arange(len(owners) + 1)
+        return Sets(
+            nodes=np.full(len(owners), -1),
+            ptr=order,
+            ids=ids[owners],
+            sums=order[:-1],
+            owners=owners,
+            roles=np.zeros_like(owners),
+            end=no,
+            multi=no,
+            capped=no,
+        )
+
+    def deeper(self, plan: Plan, sets: Sets, masses: Sequence[Masses]) -> Plan | None:
+        return None
+
+    def reading(self, plan: Plan, sets: Sets, masses: Masses) -> Reading:
+        scores = np.zeros(len(sets.end))
+        scores[sets.owners] = masses.sets
+        unscored = ~flags(sets.owners, len(sets.end))
+        return Reading(scores, sets.end, sets.multi, unscored, sets.capped)
+
+    def offsets(self, expert: Reading, antiexpert: Reading) -> Offsets:
+        delta = difference(expert.scores, antiexpert.scores)
+        no = np.zeros_like(expert.end)
+        return Offsets(delta, expert.unscored, expert.multi, clamped=no, capped=no)
+
+    @cached_property
+    def _prompt(self) -> Callable[[bytes], tuple[int, ...]]:
+        return lru_cache(16)(self.pair.encode)
+
+
+def flags(owners: Sequence[int] | Ints, count: int) -> Flags:
+    """True for the owners among ``count`` entries."""
+    found = np.zeros(count, np.bool_)
+    found[np.asarray(owners, np.int64)] = True
+    return found
+
+
+def difference(left: Floats, right: Floats) -> Floats:
+    """left − right, and 0 where both are −inf."""
+    return np.subtract(left, right, out=np.zeros_like(left), where=left != right)

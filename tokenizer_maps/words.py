@@ -1,0 +1,108 @@
+"""Offsets where nobody knows the upstream's vocabulary: its tokens are taken to end as words do."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from tokenizer_maps.fast import FastBridge
+from tokenizer_maps.map import open_map
+from tokenizer_maps.steps import Clamp, Context, Masses, Offsets, Plan, Reading, Sets
+from tokenizer_maps.sums import Sums
+from tokenizer_maps.vocabulary import Vocabulary
+
+END = b""
+"""The candidate that ends the text."""
+
+
+@dataclass(frozen=True, eq=False)
+class WordBridge:
+    """Steps as a Bridge's, for candidates given by their bytes: ``END``, None where unknown.
+
+    A pair token counts for c if it spells c, or goes on with another class of characters after c.
+    The whole text of a context stands in ``prompt``; its ``generated`` is empty.
+    """
+
+    fast: FastBridge
+    """Of the pair's vocabulary with itself: the steps that do not depend on the candidates."""
+
+    @classmethod
+    def open(
+        cls, pair: Vocabulary, pair_end: frozenset[int], maps: Path, clamp: Clamp
+    ) -> "WordBridge":
+        """The bridge for a pair alone; MapError where its map cannot be written."""
+        return cls(FastBridge(open_map(maps, pair, pair), pair_end, clamp))
+
+    def plan(self, context: Context) -> Plan:
+        return self.fast.plan(context)
+
+    def sets(
+        self,
+        plan: Plan,
+        candidates: Sequence[bytes | None],
+        chances: Sequence[float] | None = None,
+    ) -> Sets:
+        sums, pair_end = Sums(), sorted(self.fast.pair_end)
+        end, multi = np.zeros((2, len(candidates)), np.bool_)
+        for number, candidate in enumerate(candidates):
+            if candidate == END and pair_end:
+                end[number] = True
+                sums.part(plan.heads[0].node, pair_end, number)
+            elif candidate and not self._reach(plan, sums, number, candidate):
+                first = self.fast.encoder.piece(candidate)[:1]
+                multi[number] = bool(first)
+                if first:
+                    sums.part(plan.heads[0].node, first, number)
+        self.fast.add_context(plan, sums, len(candidates))
+        return Sets(**sums.columns(), end=end, multi=multi, capped=np.zeros_like(end))
+
+    def deeper(self, plan: Plan, sets: Sets, masses: Sequence[Masses]) -> Plan | None:
+        return None
+
+    def reading(self, plan: Plan, sets: Sets, masses: Masses) -> Reading:
+        return self.fast.reading(plan, sets, masses)
+
+    def offsets(self, expert: Reading, antiexpert: Reading) -> Offsets:
+        return self.fast.offsets(expert, antiexpert)
+
+    def _reach(self, plan: Plan, sums: Sums, number: int, candidate: bytes) -> bool:
+        reached = False
+        for head in plan.heads:
+            ids = self._ending(head.rest + candidate)
+            if ids:
+                sums.part(head.node, ids, number)
+                reached = True
+        return reached
+
+    @cached_property
+    def _ending(self) -> Callable[[bytes], list[int]]:
+        """The pair tokens that spell a text and have a word's end, or their own, behind it."""
+        token_map = self.fast.map
+        tokens = token_map.pair.tokens
+
+        def ending(text: bytes) -> list[int]:
+            low, high = token_map.span(text)
+            ids = token_map.order[low:high].tolist()
+            return [t for t in ids if ends_word(tokens[t], len(text))]
+
+        return lru_cache(1 << 12)(ending)
+
+
+def ends_word(token: bytes, at: int) -> bool:
+    """Whether letters, digits, white space or other characters end at byte ``at`` of ``token``."""
+    if at == len(token):
+        return True
+    if token[at] & 0xC0 == 0x80:  # inside a character
+        return False
+    return _kind(token[:at].decode("utf-8", "ignore")[-1:]) != _kind(
+        token[at:].decode("utf-8", "ignore")[:1]
+    )
+
+
+def _kind(character: str) -> int:
+    """Letters and pieces of characters 0, digits 1, white space 2, all else 3."""
+    if not character or character.isalpha():
+        return 0
+    return 1 if character.isnumeric() else 2 if character.isspace() else 3
