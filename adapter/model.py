@@ -17,7 +17,8 @@ from adapter.upstream.cached import CachedUpstream
 from cache import Cache, Keys, MemoryCache
 from tokenizer_maps.bridge import Bridge, Clamp, Context, make_bridge
 from tokenizer_maps.errors import TokenizerMapError, VocabularyError
-from tokenizer_maps.vocabulary import Kind, Vocabulary, load_vocabulary
+from tokenizer_maps.loading import load_vocabulary
+from tokenizer_maps.vocabulary import Kind, Vocabulary
 
 
 @dataclass(frozen=True, slots=True)

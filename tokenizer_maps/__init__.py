@@ -18,8 +18,9 @@ from tokenizer_maps.bridge import (
     make_bridge,
 )
 from tokenizer_maps.errors import MapError, TokenizerMapError, VocabularyError
+from tokenizer_maps.loading import load_vocabulary
 from tokenizer_maps.map import TokenMap, open_map
-from tokenizer_maps.vocabulary import Kind, Vocabulary, load_vocabulary
+from tokenizer_maps.vocabulary import Kind, Vocabulary
 
 __all__ = [
     "Bridge",

@@ -8,12 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
-from pathlib import Path
-
-from tokenizer_maps.errors import VocabularyError
-
-KINDS = ("hf", "tiktoken", "sentencepiece", "gguf")  # of tokenizers, and their prefixes
-SAMPLE = "It's 12345 tests,\n\n   naïve 漢字 🙂\r\n\t!".encode() + bytes(range(256))
 
 
 class Kind(IntEnum):
@@ -68,41 +62,6 @@ class Vocabulary:
         return {self.tokens[i]: i for i in reversed(range(len(self.tokens))) if self.spells(i)}
 
 
-def load_vocabulary(spec: str) -> Vocabulary:
-    """Read ``hf:DIRECTORY``, ``tiktoken:NAME``, ``sentencepiece:FILE`` or ``gguf:FILE``.
-
-    ``hf:`` takes a tokenizer.json as well, ``sentencepiece:`` a directory with a tokenizer.model.
-    Raises VocabularyError where the tokenizer is missing, unreadable or not supported.
-    """
-    kind, _, where = spec.partition(":")
-    if kind not in KINDS or not where:
-        raise VocabularyError(
-            f"unknown tokenizer {spec!r}: write hf:DIRECTORY, hf:FILE (a tokenizer.json), "
-            "tiktoken:NAME, sentencepiece:FILE or gguf:FILE"
-        )
-    return _checked(_read(kind, where), spec)
-
-
-def _read(kind: str, where: str) -> Vocabulary:
-    """Each reader is imported when used: they need packages of their own."""
-    path = Path(where).expanduser()
-    if kind == "hf":
-        from tokenizer_maps.huggingface import read_huggingface
-
-        return read_huggingface(path)
-    if kind == "sentencepiece":
-        from tokenizer_maps.sentencepiece import read_sentencepiece
-
-        return read_sentencepiece(path)
-    if kind == "gguf":
-        from tokenizer_maps.ggml import read_gguf
-
-        return read_gguf(path)
-    from tokenizer_maps.openai import read_tiktoken
-
-    return read_tiktoken(where)
-
-
 def utf8_runs(data: bytes) -> Iterator[tuple[str, bytes]]:
     """Cut ``data`` into pairs of valid text and the invalid bytes that follow it, either empty."""
     for run in _RUN.finditer(data.decode("utf-8", "surrogateescape")):
@@ -120,13 +79,3 @@ def fingerprint(tokens: Sequence[bytes], kinds: Sequence[Kind], rules: object) -
         for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
     )
     return hashlib.sha256(dump + json.dumps(rules, sort_keys=True).encode()).hexdigest()
-
-
-def _checked(vocabulary: Vocabulary, spec: str) -> Vocabulary:
-    sample = bytes([byte for byte in SAMPLE if vocabulary.id_of(bytes([byte])) is not None])
-    if vocabulary.decode(vocabulary.encode(sample)) != sample:
-        raise VocabularyError(
-            f"{spec} does not give back the bytes it encodes: its pre-tokenizer drops or changes "
-            "text"
-        )
-    return vocabulary

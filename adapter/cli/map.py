@@ -174,8 +174,8 @@ def _progress() -> "Iterator[Progress]":
 
 def _built(upstream: str, pair: str) -> "TokenMap":
     """The map of two tokenizers, never read from a file."""
+    from tokenizer_maps.loading import KINDS, load_vocabulary
     from tokenizer_maps.map import TokenMap
-    from tokenizer_maps.vocabulary import KINDS, load_vocabulary
 
     for spec in (upstream, pair):
         kind, _, where = spec.partition(":")

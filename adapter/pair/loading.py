@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from adapter.errors import PairError
 from tokenizer_maps.errors import VocabularyError
-from tokenizer_maps.vocabulary import Kind, Vocabulary, load_vocabulary
+from tokenizer_maps.loading import load_vocabulary
+from tokenizer_maps.vocabulary import Kind, Vocabulary
 
 if TYPE_CHECKING:
     import torch

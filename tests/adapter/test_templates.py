@@ -17,7 +17,7 @@ from adapter.templates import (
     split,
 )
 from tests.tokenizer_maps.worlds import digit_style, gpt2_style, write
-from tokenizer_maps.vocabulary import load_vocabulary
+from tokenizer_maps.loading import load_vocabulary
 
 CHAT = (
     "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] | trim }}</s>\n"

@@ -20,7 +20,7 @@ from tests.e2e.prompts import PROMPTS
 from tests.support.configured import settings_for
 from tests.support.model_server import model_server
 from tests.support.tiny import tiny
-from tokenizer_maps.vocabulary import load_vocabulary
+from tokenizer_maps.loading import load_vocabulary
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 

@@ -13,7 +13,7 @@ from tests.support.tiny import tiny
 from tests.tokenizer_maps import worlds
 from tokenizer_maps import Clamp, Context, ExactBridge, FastBridge, Offsets, TokenMap
 from tokenizer_maps.exact import ALWAYS
-from tokenizer_maps.vocabulary import load_vocabulary
+from tokenizer_maps.loading import load_vocabulary
 
 OPEN = Clamp(np.inf, np.inf)
 WEIGHTS = {"tuned": 1.0}

@@ -17,7 +17,7 @@ from tests.adapter.upstream.vocabularies import BYTES, Allowed, sample, thorough
 from tests.support.model_server import model_server
 from tests.support.scripted import classic
 from tests.support.tiny import tiny
-from tokenizer_maps.vocabulary import load_vocabulary
+from tokenizer_maps.loading import load_vocabulary
 
 NAMES = TokenNames(BYTES)
 TINY = vocabulary_of(

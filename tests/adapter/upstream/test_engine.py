@@ -13,7 +13,8 @@ from adapter.upstream import Endpoint, Upstream, connect
 from tests.adapter.upstream.vocabularies import BYTES, Allowed
 from tests.support.model_server import ModelServer, model_server
 from tests.support.tiny import tiny
-from tokenizer_maps.vocabulary import Vocabulary, load_vocabulary
+from tokenizer_maps.loading import load_vocabulary
+from tokenizer_maps.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.engine
 
