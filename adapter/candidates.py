@@ -9,6 +9,9 @@ from adapter.errors import UpstreamMalformed
 END = "end"
 """The special class of every token that ends the text."""
 
+END_NAME = "<|end|>"
+"""How END is written where people or programs read tokens as text."""
+
 _SENTINEL = -9999.0
 _MASS_ERROR = 0.02
 """Reported mass above 1 that is still taken for rounding (providers print few digits)."""

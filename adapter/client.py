@@ -13,14 +13,13 @@ from typing import Any, Concatenate, Literal, ParamSpec, Self, TypedDict, TypeVa
 
 import httpx
 
-from adapter.candidates import END, Alternative, Step, Usage
+from adapter.candidates import END, END_NAME, Alternative, Step, Usage
 from adapter.errors import AdapterError, ServiceError
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _CONNECT_SECONDS = 5.0
-_END_NAME = "<|end|>"
 
 
 class Options(TypedDict, total=False):
@@ -290,7 +289,7 @@ def _special(data: Mapping[str, Any]) -> str | None:
     """A special token has no bytes, and its class or name instead of a text."""
     if data["bytes"] is not None:
         return None
-    return END if data["token"] == _END_NAME else str(data["token"])
+    return END if data["token"] == END_NAME else str(data["token"])
 
 
 def _usage(data: Mapping[str, Any]) -> AnswerUsage:

@@ -56,7 +56,7 @@ def shape(vocabulary: Vocabulary) -> Shape:
         p99=lengths[(99 * (len(lengths) - 1) + 50) // 100],
         longest=lengths[-1],
         long=sum(length > LONG for length in lengths),
-        invalid=sum(not _is_text(token) for token in tokens),
+        invalid=sum(not is_text(token) for token in tokens),
     )
 
 
@@ -84,7 +84,8 @@ def _reaches(ranked: Sequence[bytes], token: bytes) -> bool:
     return at < len(ranked) and ranked[at].startswith(token)
 
 
-def _is_text(token: bytes) -> bool:
+def is_text(token: bytes) -> bool:
+    """Whether a token spells whole characters."""
     try:
         token.decode()
     except UnicodeDecodeError:

@@ -13,6 +13,7 @@ from typing import IO
 
 from adapter.demo.engine import Engine, EngineOptions
 from adapter.errors import AdapterError
+from tokenizer_maps.loading import load_vocabulary
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -54,19 +55,19 @@ def stage() -> Iterator[Stage]:
 def settings_for(base_url: str) -> dict[str, object]:
     """The demo's settings: one hosted model under two names, one pair for both."""
     pair = {"experts": {"news": str(WEIGHTS / "expert")}, "antiexpert": str(WEIGHTS / "antiexpert")}
-    vocabulary = json.loads((WEIGHTS / "hosted-tokenizer" / "tokenizer.json").read_bytes())
+    tokenizer = f"hf:{WEIGHTS / 'hosted-tokenizer'}"
 
     def model(top_logprobs: int) -> dict[str, object]:
         upstream = {
             "base_url": base_url,
             "model": "hosted",
             "api": "llama.cpp",
-            "tokenizer": f"hf:{WEIGHTS / 'hosted-tokenizer'}",
+            "tokenizer": tokenizer,
             "top_logprobs": top_logprobs,
         }
         return {"upstream": upstream, "pair": pair, "alpha": 1.0}
 
-    whole = len(vocabulary["model"]["vocab"]) + len(vocabulary["added_tokens"])
+    whole = len(load_vocabulary(tokenizer).tokens)
     return {
         "models": {STEERED: model(20), WHOLE: model(whole)},
         "service": {"port": 0},

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adapter.candidates import END, Alternative, Step
+from adapter.candidates import END, END_NAME, Alternative, Step
 from adapter.request import Trace
 from adapter.service.parts import Part, Tally
 
@@ -86,7 +86,7 @@ def token_text(token: bytes, special: str | None) -> str:
     Different tokens never print alike, as they would with U+FFFD.
     """
     if special is not None:
-        return "<|end|>" if special == END else special
+        return END_NAME if special == END else special
     try:
         return token.decode()
     except UnicodeDecodeError:

@@ -14,6 +14,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 
 from tests.tokenizer_maps import worlds
 from tokenizer_maps import Kind, Vocabulary, VocabularyError, load_vocabulary
+from tokenizer_maps.coverage import is_text
 from tokenizer_maps.openai import from_encoding
 
 
@@ -70,16 +71,8 @@ def test_both_readers_agree_on_one_set_of_merges(gpt: Vocabulary, tik: Vocabular
 
 
 def test_half_a_character_gets_the_token_a_model_has_seen_there(gpt: Vocabulary) -> None:
-    partial = next(t for t in gpt.tokens if t.startswith(b" ") and not _is_text(t))
+    partial = next(t for t in gpt.tokens if t.startswith(b" ") and not is_text(t))
     assert gpt.encode(b"a" + partial) == (gpt.id_of(b"a"), gpt.id_of(partial))
-
-
-def _is_text(token: bytes) -> bool:
-    try:
-        token.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def test_tiktoken_is_tokenised_as_tiktoken_does(gpt: Vocabulary) -> None:

@@ -16,6 +16,7 @@ from adapter.upstream.llamacpp import read_forced
 from adapter.upstream.tokens import TokenNames
 from tests.adapter.upstream.vocabularies import BYTES, sample, vocabulary_of
 from tests.support.vocabularies import missing, real
+from tokenizer_maps.coverage import is_text
 
 NAMES = TokenNames(BYTES)
 PARTS = vocabulary_of(
@@ -160,7 +161,7 @@ def test_legacy_completions_of_real_vocabularies(name: str, count: int) -> None:
     vocabulary = real(name)
     names = TokenNames(vocabulary)
     invalid = [token for token in vocabulary.tokens if "\ufffd" in token.decode("utf-8", "replace")]
-    invalid = [token for token in invalid if not _is_text(token)]
+    invalid = [token for token in invalid if not is_text(token)]
     assert len(invalid) == count
     assert [text(names.of_key(escaped(token), -1.0)) for token in invalid] == invalid
     assert not any(token.startswith(b"bytes:") for token in vocabulary.tokens)
@@ -174,18 +175,10 @@ def test_replaced_text_of_real_vocabularies(name: str, shared: int) -> None:
         pytest.skip(reason)
     vocabulary = real(name)
     names = TokenNames(vocabulary)
-    invalid = [token for token in vocabulary.tokens if not _is_text(token)]
+    invalid = [token for token in vocabulary.tokens if not is_text(token)]
     found = [text(names.of_key(token.decode("utf-8", "replace"), -1.0)) for token in invalid]
     assert found.count(None) == shared  # in o200k one with a token that really holds U+FFFD
     assert all(token in (None, own) for token, own in zip(found, invalid, strict=True))
-
-
-def _is_text(token: bytes) -> bool:
-    try:
-        token.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def test_replaced_text_counts_where_it_is_unique() -> None:
