@@ -5,6 +5,14 @@ counts for c if its own upstream encoding starts with c. But the pair's tokens n
 the text does, so the text is also read up to earlier cuts; a **head** is one such reading, with the
 ``rest`` of the text still to be produced, and there a pair token counts for c if it spells the
 rest, then c, and the upstream really has c there.
+
+A score is ln(E + η) − ln Z. Z is the mass of the text with an upstream boundary at its end: the
+readings that end there too, and what spans that end for some candidate. Not the mass of the text's
+bytes: how likely a model finds a boundary here says nothing about the next token, but would shift
+all offsets and let the clamp cut them together. And the bytes' mass takes thousands of tokens a
+place, of which hardly any counts. Tokens that span the end for candidates not asked about are
+missing in Z; to find them each of those thousands would have to be encoded. They are few, and
+what they shift is common to all candidates.
 """
 
 import math
@@ -177,12 +185,14 @@ class FastBridge:
         self._begun(plan, sums, numbers, ids[numbers])
         reached = np.zeros(len(ids), np.bool_)
         reached[numbers] = self._rows[ids[numbers]] > 0
-        spanning = self._spanning(plan, np.unique(ids[numbers]))
-        spanned = np.isin(ids, list(spanning))
-        for number in np.flatnonzero(spanned).tolist():
-            for head, tokens in spanning[int(ids[number])]:
-                sums.part(head.node, tokens, number)
-        return sums, reached | spanned
+        for c, found in self._spanning(plan, np.unique(ids[numbers])).items():
+            owners = np.flatnonzero(ids == c)
+            reached[owners] = True
+            for head, tokens in found:
+                number = sums.add(head.node, tokens)
+                for owner in (*owners.tolist(), len(ids)):
+                    sums.use(number, owner, Role.PART)
+        return sums, reached
 
     def _finished(self, plan: Plan, ids: Ints, sums: Sums, reached: Flags) -> Sets:
         """The sums as they are, with what does not depend on how the events were found."""
@@ -195,16 +205,7 @@ class FastBridge:
         end = self._end[ids]
         for number in np.flatnonzero(end).tolist():
             sums.part(node, self._ends, number)
-        self.add_context(plan, sums, len(ids))
         return Sets(**sums.columns(), end=end, multi=multi, capped=np.zeros_like(end))
-
-    def add_context(self, plan: Plan, sums: Sums, owner: int) -> None:
-        """At the heads with a rest: all tokens that spell it and more."""
-        for head in plan.heads:
-            if not head.rest:
-                continue
-            low, high = self.map.beyond(head.rest)
-            sums.part(head.node, self.map.order[low:high], owner)
 
     def _begun(self, plan: Plan, sums: Sums, numbers: Ints, ids: Ints) -> None:
         """At the end of the text: the tokens whose own upstream encoding starts with c."""

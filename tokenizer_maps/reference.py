@@ -109,13 +109,6 @@ class Oracle:
                     todo.append(((*path, t), grown, mass * chances[t]))
         return total
 
-    def fast_score(self, context: Context, candidate: int, floor: float = FLOOR) -> float:
-        """ln(E + floor) − ln Z of a text candidate or an END, by the fast rule."""
-        mass = self.fast_mass(context, candidate)
-        return (math.log(mass + floor) if mass + floor else -math.inf) - math.log(
-            self.context_mass(context)
-        )
-
     def fast_mass(self, context: Context, candidate: int) -> float:
         """E of a text candidate or an END, where the canonical path of the text weighs 1."""
         at_end = self.model(context.fixed + self.pair.encode(self.text(context)))
@@ -128,15 +121,15 @@ class Oracle:
         """Whether no single pair token reaches the text candidate."""
         return not any(True for _ in self._event_terms(context, candidate))
 
-    def context_mass(self, context: Context) -> float:
-        """Z: the mass of the text, where its canonical path weighs 1."""
-        heads = self._heads(context)
-        return sum(weight for weight, rest, _ in heads if not rest) + sum(
-            weight * self.model(path)[t]
-            for weight, rest, path in heads
-            for t in self._beginning_with(rest)
-            if rest and len(self.pair.tokens[t]) > len(rest)
-        )
+    def context_mass(self, context: Context, candidates: Sequence[int]) -> float:
+        """Z: the mass of the text with an upstream boundary at its end.
+
+        Its canonical path weighs 1. Beside the paths that end there: what spans the end for a
+        candidate.
+        """
+        ending = sum(weight for weight, rest, _ in self._heads(context) if not rest)
+        texts = {c for c in candidates if self._is_text(c)}
+        return ending + math.fsum(term for c in texts for term in self._spanning_terms(context, c))
 
     def exact_masses(
         self, context: Context, candidates: Sequence[int], moving: bool = True
@@ -253,16 +246,27 @@ class Oracle:
         return [t for t, token in enumerate(self.pair.tokens) if token.startswith(prefix) and token]
 
     def _event_terms(self, context: Context, candidate: int) -> Iterator[float]:
-        text = self.text(context)
-        start = self._boundary(context, [rest for _, rest, _ in self._heads(context)])
         for weight, rest, path in self._heads(context):
             if not rest:
                 yield from (weight * self.model(path)[t] for t in self._begun[candidate])
-                continue
+        yield from self._spanning_terms(context, candidate)
+
+    def _spanning_terms(self, context: Context, candidate: int) -> Iterator[float]:
+        """Tokens that spell the rest of the text, then the candidate, which the upstream has."""
+        text = self.text(context)
+        start = self._boundary(context, [rest for _, rest, _ in self._heads(context)])
+        for weight, rest, path in self._heads(context):
             before = text[start : len(text) - len(rest)]
-            for t in self._beginning_with(rest + self.upstream.tokens[candidate]):
+            for t in self._beginning_with(rest + self.upstream.tokens[candidate]) if rest else ():
                 if self.token_at(before + self.pair.tokens[t], len(text) - start) == candidate:
                     yield weight * self.model(path)[t]
+
+    def _is_text(self, candidate: int) -> bool:
+        return (
+            0 <= candidate < len(self.upstream.tokens)
+            and self.upstream.spells(candidate)
+            and candidate not in self.upstream.end
+        )
 
     def _boundary(self, context: Context, rests: list[bytes]) -> int:
         """The last upstream boundary far enough before the end of the text, else its start."""
@@ -299,13 +303,15 @@ def fast_offsets(
     floor: float = FLOOR,
 ) -> Offsets:
     """What FastBridge must answer, candidate by candidate."""
-    upstream, rows = expert.upstream, []
+    upstream, oracles = expert.upstream, (expert, antiexpert)
+    rows, logs = [], [math.log(one.context_mass(context, candidates)) for one in oracles]
     for c in candidates:
         is_end = c in upstream.end and bool(expert.ends)
-        if not is_end and (c < 0 or not upstream.spells(c) or c in upstream.end):
+        if not is_end and not expert._is_text(c):
             rows.append((0.0, True, False, False, False))
             continue
-        scores = [oracle.fast_score(context, c, floor) for oracle in (expert, antiexpert)]
+        masses = [oracle.fast_mass(context, c) + floor for oracle in oracles]
+        scores = [math.log(m) - z if m else -math.inf for m, z in zip(masses, logs, strict=True)]
         delta = 0.0 if scores[0] == scores[1] else scores[0] - scores[1]
         limit = clamp.end if is_end else clamp.offset
         multi = not is_end and expert.is_multi(context, c)

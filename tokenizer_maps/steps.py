@@ -109,8 +109,9 @@ class Sets:
     """Sums the pair computes on its device: Σ p(t | nodes[j]) for t in ids[ptr[j]:ptr[j + 1]].
 
     Use i: sum ``sums[i]`` has role ``roles[i]`` for candidate number ``owners[i]``; the number
-    after the last one is the context itself. ``end``, ``multi`` and ``capped`` have one entry a
-    candidate. ``bounded``: the uses allow an interval, whose width ``open`` nodes could reduce.
+    after the last one is the context itself, beside its end heads. ``end``, ``multi`` and
+    ``capped`` have one entry a candidate. ``bounded``: the uses allow an interval, whose width
+    ``open`` nodes could reduce.
     """
 
     nodes: Ints

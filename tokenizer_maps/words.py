@@ -55,7 +55,7 @@ class WordBridge:
                 multi[number] = bool(first)
                 if first:
                     sums.part(plan.heads[0].node, first, number)
-        self.fast.add_context(plan, sums, len(candidates))
+        self._add_context(plan, sums, candidates)
         return Sets(**sums.columns(), end=end, multi=multi, capped=np.zeros_like(end))
 
     def deeper(self, plan: Plan, sets: Sets, masses: Sequence[Masses]) -> Plan | None:
@@ -75,6 +75,14 @@ class WordBridge:
                 sums.part(head.node, ids, number)
                 reached = True
         return reached
+
+    def _add_context(self, plan: Plan, sums: Sums, candidates: Sequence[bytes | None]) -> None:
+        """At heads with a rest: the tokens of all candidates, each once, however many it ends."""
+        texts = [candidate for candidate in candidates if candidate]
+        for head in plan.heads:
+            ids = {t for text in texts for t in self._ending(head.rest + text) if head.rest}
+            if ids:
+                sums.part(head.node, sorted(ids), len(candidates))
 
     @cached_property
     def _ending(self) -> Callable[[bytes], list[int]]:

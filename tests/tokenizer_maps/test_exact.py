@@ -40,7 +40,7 @@ class World:
         (found,) = worlds.readings(bridge, plan, self.candidates, [oracle.model], passes=passes)
         assert found.low is not None
         assert found.high is not None
-        z = oracle.context_mass(self.context)
+        z = oracle.context_mass(self.context, self.candidates)
         single = ~found.multi
         expected = np.array(oracle.exact_masses(self.context, self.candidates))[single]
         logs = (found.low, found.scores, found.high)
@@ -114,7 +114,8 @@ def test_the_interval_of_the_offset_holds_the_exact_offset() -> None:
         logs = []
         for oracle in world.experts:
             masses = np.array(oracle.exact_masses(world.context, world.candidates))
-            logs.append(np.log(masses + 1e-6) - np.log(oracle.context_mass(world.context)))
+            z = oracle.context_mass(world.context, world.candidates)
+            logs.append(np.log(masses + 1e-6) - np.log(z))
         single = ~found.multi
         assert found.low is not None
         assert found.high is not None
@@ -141,11 +142,13 @@ def test_wide_ranges_widen_the_interval_and_keep_it_right(monkeypatch: pytest.Mo
 
 
 def test_events_are_a_partition() -> None:
-    """Every path is one token's, so that all of them together are no more than the context."""
+    """Every path is one token's, so that all of them together are no more than the text."""
     for world in tiny_worlds(30):
-        oracle = world.experts[0]
+        oracle, (fixed, text) = world.experts[0], (world.context.fixed, world.context.prompt)
         masses = oracle.exact_masses(world.context, world.candidates)
-        assert sum(masses) <= oracle.context_mass(world.context) * (1 + 1e-12)
+        own = np.exp(oracle.log_path(fixed, oracle.pair.encode(text)))
+        whole = oracle.context_mass_of(fixed, text, canonical=False)
+        assert sum(masses) * own <= whole * (1 + 1e-12)
 
 
 def test_moving_the_mass_is_right() -> None:

@@ -52,19 +52,29 @@ def test_candidates_by_their_bytes(bridge: WordBridge, digits: Vocabulary, text:
     found = bridge.reading(plan, sets, worlds.evaluate(model, plan, sets))
     assert found.unscored.tolist() == [c is None for c in candidates]
     assert found.multi[-1]
-    z = oracle.context_mass(context)
+    heads = oracle._heads(context)
+    z = sum(weight for weight, rest, _ in heads if not rest) + sum(
+        weight * model(path)[t]
+        for weight, rest, path in heads
+        for t in oracle._beginning_with(rest)
+        if rest and any(c and spells(digits.tokens[t], rest + c) for c in candidates)
+    )
     for c, score, multi in zip(candidates[:6], found.scores, found.multi, strict=False):
         assert c is not None
         mass = sum(
             weight * model(path)[t]
-            for weight, rest, path in oracle._heads(context)
-            for t in oracle._beginning_with(rest + c)
-            if ends_word(digits.tokens[t], len(rest + c))
+            for weight, rest, path in heads
+            for t in oracle._beginning_with(rest)
+            if spells(digits.tokens[t], rest + c)
         )
         assert multi == (mass == 0)
         assert multi or np.exp(score) * z == pytest.approx(mass, rel=1e-9)
     end = model(BOS + digits.encode(text))[1]
     assert np.exp(found.scores[6]) * z == pytest.approx(end, rel=1e-9)
+
+
+def spells(token: bytes, text: bytes) -> bool:
+    return token.startswith(text) and ends_word(token, len(text))
 
 
 def test_all_three_steps(tmp_path: Path, digits: Vocabulary) -> None:
