@@ -151,7 +151,7 @@ class _Step:
     def __init__(
         self, bridge: ExactBridge, plan: Plan, sums: Sums, wishes: Sequence[_Wish]
     ) -> None:
-        self._map, self._found_at = bridge.map, bridge.found_at
+        self._map, self._found_at, self._writes = bridge.map, bridge.found_at, bridge.writes
         self._plan, self._sums, self._wishes = plan, sums, wishes
         self._numbers: Texts = {wish.id: wish.numbers for wish in wishes}
         tree = plan.tree
@@ -175,7 +175,10 @@ class _Step:
                 spelt = source.spelt + rest[len(source.rest) : length]
                 for token in self._spelling(rest[:length]):
                     longer.setdefault(token, (spelt, []))[1].append(wish)
+        head = self._plan.heads[source.head]
         for token, (spelt, wishes) in longer.items():
+            if source.rest and not self._writes(self._plan, head, token):
+                continue
             verdict, number = self._verdict(source.head, spelt), None
             if source.inner:
                 number = self._sums.add(source.node, [token])

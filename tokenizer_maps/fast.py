@@ -4,7 +4,7 @@ A candidate c is the event "the upstream's next token is c". At the end of the t
 counts for c if its own upstream encoding starts with c. But the pair's tokens need not end where
 the text does, so the text is also read up to earlier cuts; a **head** is one such reading, with the
 ``rest`` of the text still to be produced, and there a pair token counts for c if it spells the
-rest, then c, and the upstream really has c there.
+rest, then c, the upstream really has c there, and the pair's tokenizer would really write it there.
 
 A score is ln(E + η) − ln Z. Z is the mass of the text with an upstream boundary at its end: the
 readings that end there too, and what spans that end for some candidate. Not the mass of the text's
@@ -231,11 +231,19 @@ class FastBridge:
             found: dict[int, list[int]] = {}
             for t in {t for low, high in spans for t in order[low:high].tolist()}:
                 c = self.found_at(plan.tail + tokens[t][len(head.rest) :], len(plan.tail))
-                if c in wanted:
+                if c in wanted and self.writes(plan, head, t):
                     found.setdefault(c, []).append(t)
             for c, some in found.items():
                 spanning.setdefault(c, []).append((head, some))
         return spanning
+
+    def writes(self, plan: Plan, head: Head, token: int) -> bool:
+        """Whether the pair's tokenizer itself writes a token that spells the rest at its head.
+
+        Models have hardly seen any other there, and what they give it has no meaning.
+        """
+        before = plan.tail[: len(plan.tail) - len(head.rest)]
+        return self.encoder.piece(before + self.map.pair.tokens[token])[-1:] == (token,)
 
     def _span(self, prefix: bytes) -> tuple[int, int]:
         """The ranks of the pair tokens that start with ``prefix``."""

@@ -149,6 +149,8 @@ class Oracle:
         for weight, rest, path in heads:
             chances = self.model(path)
             for t in self._beginning_with(rest):
+                if rest and not self._is_written(context, rest, t):
+                    continue
                 spelt = self.pair.tokens[t][len(rest) :]
                 if spelt:
                     todo.append((not rest, (*path, t), spelt, weight * chances[t]))
@@ -258,8 +260,15 @@ class Oracle:
         for weight, rest, path in self._heads(context):
             before = text[start : len(text) - len(rest)]
             for t in self._beginning_with(rest + self.upstream.tokens[candidate]) if rest else ():
-                if self.token_at(before + self.pair.tokens[t], len(text) - start) == candidate:
+                found = self.token_at(before + self.pair.tokens[t], len(text) - start)
+                if found == candidate and self._is_written(context, rest, t):
                     yield weight * self.model(path)[t]
+
+    def _is_written(self, context: Context, rest: bytes, token: int) -> bool:
+        """Whether the pair's tokenizer itself writes ``token`` before the rest of the text."""
+        text = self.text(context)
+        whole = text[: len(text) - len(rest)] + self.pair.tokens[token]
+        return self.pair.encode(whole)[-1:] == (token,)
 
     def _is_text(self, candidate: int) -> bool:
         return (

@@ -82,7 +82,10 @@ def test_the_fast_rule_against_its_plain_twin(
     assert multi > 20
 
 
+# Some pair token goes on where these end, and the upstream has a boundary there.
+SPANNED = [b"others:", b"(values)", b"def f():", b"The end.", b"it's", b"x\n", b"..."]
 TEXTS = [
+    *SPANNED,
     b"quic",  # inside a pair token
     b"there were",
     b"It's 123",
@@ -115,6 +118,30 @@ def test_hard_places_against_the_twin(
     found = run(bridge, context, candidates, models)
     expected = fast_offsets(*oracles, context, candidates, OPEN)
     np.testing.assert_allclose(found.delta, expected.delta, rtol=0, atol=1e-12)
+
+
+def test_tokens_the_pair_would_not_write_do_not_count(
+    bridge: FastBridge, gpt: Vocabulary, digits: Vocabulary
+) -> None:
+    """Of all tokens over the end of the text for which the upstream has a boundary there."""
+    counted = left_out = 0
+    everything = [*range(len(gpt.tokens))]
+    for text in (*SPANNED, b"they", b" whe", b"    ", b"a\n"):
+        plan = bridge.plan(Context(BOS, text, ()))
+        spanning = bridge._spanning(plan, np.array(everything))
+        found = {(head.rest, t) for some in spanning.values() for head, ids in some for t in ids}
+        for head in plan.heads:
+            for t in range(2, len(digits.tokens)):
+                token = digits.tokens[t]
+                if not head.rest or not token.startswith(head.rest) or token == head.rest:
+                    continue
+                if bridge.found_at(plan.tail + token[len(head.rest) :], len(plan.tail)) >= 0:
+                    whole = text[: len(text) - len(head.rest)] + token
+                    written = digits.encode(whole)[-1] == t
+                    assert written == ((head.rest, t) in found)
+                    counted, left_out = counted + written, left_out + (not written)
+    assert counted >= 10
+    assert left_out >= 10
 
 
 def test_inside_a_token_longer_than_the_look_back(
@@ -423,7 +450,8 @@ def test_whole_vocabularies_are_read_as_single_candidates_are(
     """Many candidates are found token by token, few of them candidate by candidate."""
     everything = [*range(len(gpt.tokens)), -1, 300, 300]
     spanned = 0
-    for context in worlds.contexts(gpt, 15, BOS):
+    spanning = [Context(BOS, text, ()) for text in SPANNED]
+    for context in worlds.contexts(gpt, 15, BOS) + spanning:
         plan = bridge.plan(context)
         whole = finish(bridge, plan, everything, models)
         for start in range(0, len(everything), 200):
@@ -437,7 +465,7 @@ def test_whole_vocabularies_are_read_as_single_candidates_are(
         sets, ends = bridge.sets(plan, everything), {h.node for h in plan.heads if not h.rest}
         parts = sets.owners < len(everything)
         spanned += sum(node not in ends for node in sets.nodes[sets.sums[parts]].tolist())
-    assert spanned >= 10
+    assert spanned >= len(SPANNED)
 
 
 @pytest.mark.parametrize("kind", [FastBridge, ExactBridge])

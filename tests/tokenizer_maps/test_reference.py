@@ -105,9 +105,9 @@ def test_heads_matter_in_the_nested_world(oracles: list[Oracle]) -> None:
     heads = [len(bridge.plan(Context(BOS, text, ())).heads) for text in TEXTS]
     assert sum(count > 1 for count in heads) >= 4
     candidates = spelt_with(oracles[0].upstream, b"ab ")
-    plan = bridge.plan(Context(BOS, b"ab", ()))
-    nodes = bridge.sets(plan, candidates).nodes
-    assert len(set(nodes.tolist())) > 1
+    plans = [bridge.plan(Context(BOS, text, ())) for text in TEXTS]
+    nodes = [set(bridge.sets(plan, candidates).nodes.tolist()) for plan in plans]
+    assert sum(len(some) > 1 for some in nodes) >= 3
 
 
 def test_fast_events_never_sum_above_one(

@@ -66,15 +66,15 @@ def encoder(
 
 
 def model(seed: int, pair: Vocabulary, factor: float, end: float = 0.05) -> Model:
-    """Dirichlet after each two last tokens; pairs that are not canonical get ``factor`` of it."""
+    """Dirichlet after each two last tokens; what is not canonical gets ``factor`` of it."""
 
     @lru_cache(1 << 12)
     def chances(last: tuple[int, ...]) -> NDArray[np.float64]:
         rng = np.random.default_rng([seed, *last])
         found = rng.dirichlet(np.full(len(pair.tokens), 0.5))
         for t, token in enumerate(pair.tokens):
-            two = (*last[-1:], t)
-            if token and last[-1:] != (END,) and pair.encode(pair.decode(two)) != two:
+            two = tuple(i for i in (*last[-1:], t) if i != END)
+            if token and pair.encode(pair.decode(two)) != two:
                 found[t] *= factor
         found[END] = 0.0
         found[END] = end * found.sum() / (1 - end) or 1.0
