@@ -1,12 +1,15 @@
 """How much of one vocabulary another one covers, counted over their tokens."""
 
+import unicodedata
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tokenizer_maps.vocabulary import Kind, Vocabulary
 
 LONG = 16  # bytes; a buffer of that size would cut the tokens counted as long
+FEW = 200  # tokens of a script, from which on it is worth a word
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,30 @@ def compare(upstream: Vocabulary, pair: Vocabulary, ranked: Sequence[bytes]) -> 
         nested=exact == len(tokens),
         identical=upstream.fingerprint == pair.fingerprint,
     )
+
+
+def torn(
+    upstream: Vocabulary, pair: Vocabulary, coarse: Mapping[int, int]
+) -> dict[str, tuple[int, int]]:
+    """By script, where it is most of them: (tokens seen as a piece of a character, all tokens).
+
+    ``coarse``: by upstream token that no single pair token reaches, the one it is scored by. Where
+    that is a piece of a character, so are the pair's memory and most of what tells tokens apart.
+    """
+    every, pieces = Counter[str](), Counter[str]()
+    for i, (token, kind) in enumerate(zip(upstream.tokens, upstream.kinds, strict=True)):
+        if kind is Kind.BYTE and not token.isascii():
+            script = _script(token)
+            every[script] += 1
+            pieces[script] += i in coarse and not is_text(pair.tokens[coarse[i]])
+    found = every.most_common()
+    return {s: (pieces[s], n) for s, n in found if s and n >= FEW and 2 * pieces[s] > n}
+
+
+def _script(token: bytes) -> str:
+    """The first word of the Unicode name of the first letter beyond ASCII: CJK, HANGUL."""
+    letters = (char for char in token.decode("utf-8", "ignore") if char.isalpha())
+    return next((unicodedata.name(c, "").partition(" ")[0] for c in letters if c > "\x7f"), "")
 
 
 def _own(vocabulary: Vocabulary) -> list[bytes]:

@@ -15,7 +15,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizer_maps.coverage import Coverage, compare
+from tokenizer_maps.coverage import Coverage, compare, torn
 from tokenizer_maps.errors import MapError
 from tokenizer_maps.vocabulary import Kind, Vocabulary
 
@@ -91,6 +91,13 @@ class TokenMap:
     def coverage(self) -> Coverage:
         """How much of the upstream's vocabulary the pair's covers; takes half a second."""
         return compare(self.upstream, self.pair, self._sorted)
+
+    @cached_property
+    def torn(self) -> dict[str, tuple[int, int]]:
+        """By script: (upstream tokens the pair sees as a piece of a character, all); if most."""
+        ids = np.flatnonzero((np.diff(self.frt_ptr) == 0) & (self.first >= 0))
+        coarse = zip(ids.tolist(), self.first[ids].tolist(), strict=True)
+        return torn(self.upstream, self.pair, dict(coarse))
 
     @cached_property
     def nested(self) -> bool:

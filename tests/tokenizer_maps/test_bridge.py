@@ -444,6 +444,17 @@ def test_the_bridge_is_chosen_by_fingerprint(
         make_bridge("identity", gpt, digits, ends, tmp_path, clamp)
 
 
+@pytest.mark.parametrize(("whole", "torn"), [(300, False), (160, False), (140, True), (0, True)])
+def test_a_pair_without_the_characters_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, whole: int, torn: bool
+) -> None:
+    """300 upstream tokens are one Chinese character each; the pair has ``whole`` of them."""
+    upstream, pair = worlds.characters(300), worlds.characters(whole)
+    make_bridge("fast", upstream, pair, frozenset(), tmp_path, Clamp())
+    assert len(caplog.messages) == torn
+    assert not torn or f"CJK ({1 - whole / 300:.0%})" in caplog.text
+
+
 def test_whole_vocabularies_are_read_as_single_candidates_are(
     bridge: FastBridge, gpt: Vocabulary, models: tuple[Model, Model]
 ) -> None:

@@ -119,6 +119,15 @@ def test_coverage(upstream: str, pair: str) -> None:
     assert not found.identical
 
 
+def test_scripts_a_pair_has_no_characters_of() -> None:
+    assert made("cl100k", "Llama-3").torn == made("cl100k", "Qwen2").torn == {}
+    found = {pair: made("o200k", pair).torn for pair in ("r50k", "Llama-3")}
+    assert {"CJK", "HANGUL", "CYRILLIC"} <= found["r50k"].keys()
+    assert not {"CJK", "HANGUL", "CYRILLIC", "LATIN"} & found["Llama-3"].keys()
+    part, every = found["Llama-3"]["BENGALI"]
+    assert 0.9 * every < part < every
+
+
 def test_what_show_knows_of_them() -> None:
     file = Path(tokenizer_maps.__file__).with_name("known.json")
     named = {"GPT-2": "r50k", "Mistral v1": "Mistral"}

@@ -16,6 +16,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizer_maps import (
     Bridge,
     Context,
+    Kind,
     Masses,
     Offsets,
     Plan,
@@ -104,6 +105,32 @@ def nested() -> tuple[Tokenizer, Tokenizer]:
     spec["model"]["vocab"] = {t: i for t, i in vocab.items() if t in kept or t not in made}
     spec["model"]["merges"] = merges
     return coarse, Tokenizer.from_str(json.dumps(spec))
+
+
+def characters(count: int) -> Vocabulary:
+    """All bytes, and ``count`` Chinese characters as tokens of their own."""
+    tokens = [bytes([byte]) for byte in range(256)]
+    tokens += [chr(0x4E00 + n).encode() for n in range(count)]
+    ids = {token: i for i, token in enumerate(tokens)}
+
+    def encode(text: bytes) -> tuple[int, ...]:
+        found, at = [], 0
+        while at < len(text):
+            length = 3 if text[at : at + 3] in ids else 1
+            found.append(ids[text[at : at + length]])
+            at += length
+        return tuple(found)
+
+    return Vocabulary(
+        tokens=tuple(tokens),
+        kinds=(Kind.BYTE,) * len(tokens),
+        specials={},
+        start=(),
+        end=frozenset(),
+        fingerprint=f"{count:064x}",
+        chat_template=None,
+        encoder=encode,
+    )
 
 
 def as_tiktoken(vocabulary: Vocabulary) -> tiktoken.Encoding:
