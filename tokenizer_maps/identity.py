@@ -16,6 +16,7 @@ from tokenizer_maps.steps import (
     Offsets,
     Plan,
     Reading,
+    Role,
     Sets,
     Tree,
 )
@@ -40,15 +41,16 @@ class IdentityBridge:
         self, plan: Plan, candidates: Sequence[int], chances: Sequence[float] | None = None
     ) -> Sets:
         ids = np.asarray(candidates, np.int64)
-        owners = np.flatnonzero((ids >= 0) & (ids < len(self.pair.tokens)))
-        no, order = np.zeros(len(ids), np.bool_), np.arange(len(owners) + 1)
+        (owners,) = ((ids >= 0) & (ids < len(self.pair.tokens))).nonzero()
+        nodes, ptr, roles = _one_each(len(owners))
+        no = np.zeros(len(ids), np.bool_)
         return Sets(
-            nodes=np.full(len(owners), -1),
-            ptr=order,
+            nodes=nodes,
+            ptr=ptr,
             ids=ids[owners],
-            sums=order[:-1],
+            sums=ptr[:-1],
             owners=owners,
-            roles=np.zeros_like(owners),
+            roles=roles,
             end=no,
             multi=no,
             capped=no,
@@ -71,6 +73,12 @@ class IdentityBridge:
     @cached_property
     def _prompt(self) -> Callable[[bytes], tuple[int, ...]]:
         return lru_cache(16)(self.pair.encode)
+
+
+@lru_cache(16)
+def _one_each(count: int) -> tuple[Ints, Ints, Ints]:
+    """Nodes, pointers and roles of ``count`` sums of one id each, at the end of the trunk."""
+    return np.full(count, -1), np.arange(count + 1), np.full(count, Role.PART, np.int64)
 
 
 def flags(owners: Sequence[int] | Ints, count: int) -> Flags:
