@@ -22,7 +22,9 @@ from tokenizer_maps import (
     ExactBridge,
     FastBridge,
     IdentityBridge,
+    Masses,
     Plan,
+    Sets,
     TokenMap,
     Vocabulary,
 )
@@ -99,17 +101,19 @@ def _step(
     bridge: Bridge, scorers: list[Scorer], context: Context, top: list[int], clock: "_Clock"
 ) -> None:
     """What the service does at one place; the forwards are not timed."""
-    plan: Plan | None = clock("plan", bridge.plan, context)
-    sets, masses = None, []
-    for _ in range(2):
+
+    def ask(plan: Plan) -> tuple[Sets, list[Masses]]:
         for scorer in scorers:
             scorer.evaluate(plan.tree)
         sets = clock("sets", bridge.sets, plan, top)
-        masses = [clock("masses", scorer.masses, sets) for scorer in scorers]
-        deeper = clock("deeper", bridge.deeper, plan, sets, masses)
-        if deeper is None:
-            break
+        return sets, [clock("masses", scorer.masses, sets) for scorer in scorers]
+
+    plan: Plan = clock("plan", bridge.plan, context)
+    sets, masses = ask(plan)
+    deeper = clock("deeper", bridge.deeper, plan, sets, masses)
+    if deeper is not None:
         plan = deeper
+        sets, masses = ask(plan)
     readings = [clock("offsets", bridge.reading, plan, sets, m) for m in masses]
     clock("offsets", bridge.offsets, *readings)
 
