@@ -9,10 +9,10 @@ rest, then c, the upstream really has c there, and the pair's tokenizer would re
 A score is ln(E + η) − ln Z. Z is the mass of the text with an upstream boundary at its end: the
 readings that end there too, and what spans that end for some candidate. Not the mass of the text's
 bytes: how likely a model finds a boundary here says nothing about the next token, but would shift
-all offsets and let the clamp cut them together. And the bytes' mass takes thousands of tokens a
-place, of which hardly any counts. Tokens that span the end for candidates not asked about are
-missing in Z; to find them each of those thousands would have to be encoded. They are few, and
-what they shift is common to all candidates.
+all offsets, and the clamp would cut them together. Nor what spans the end for tokens that are no
+candidates: to find it, thousands of pair tokens a place would have to be encoded, ten times the
+work of all the rest. It would shift all offsets by one constant, thousandths of a nat in English
+and code, more where tokens end inside characters; with all tokens as candidates nothing is missing.
 """
 
 import math
