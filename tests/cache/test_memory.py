@@ -3,16 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache import MemoryCache
-
-
-class Clock:
-    """A clock that is set by hand."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from cache import MemoryCache, Stats
+from tests.support.clock import Clock
 
 
 async def test_keeps_what_was_put() -> None:
@@ -33,6 +25,30 @@ async def test_entries_die_of_age() -> None:
     clock.now = 10.0
     assert await cache.get(b"k") is None
     assert (len(cache), cache.used) == (0, 0)
+
+
+async def test_a_put_may_shorten_a_life_and_never_lengthen_it() -> None:
+    clock = Clock()
+    cache = MemoryCache(10_000, 10, clock=clock)
+    await cache.put(b"short", b"v", ttl=3)
+    await cache.put(b"long", b"v", ttl=30)
+    clock.now = 3.0
+    assert (await cache.get(b"short"), await cache.get(b"long")) == (None, b"v")
+    clock.now = 10.0
+    assert await cache.get(b"long") is None
+
+
+async def test_counts_and_clears() -> None:
+    cache = MemoryCache(10_000, 60)
+    await cache.put(b"a", bytes(10))
+    await cache.put(b"b", bytes(20))
+    await cache.get(b"a")
+    await cache.get(b"c")
+    await cache.get(b"d")
+    assert await cache.stats() == Stats(entries=2, bytes=30 + 2 * 256, hits=1, misses=2)
+    assert await cache.clear() == 2
+    assert (await cache.get(b"a"), cache.used, len(cache)) == (None, 0, 0)
+    assert not cache.shared
 
 
 async def test_the_least_recently_used_go_first() -> None:
