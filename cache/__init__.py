@@ -1,9 +1,28 @@
-"""A cache of opaque bytes under keyed digests; it knows nothing of what it keeps."""
+"""A cache of opaque bytes under keyed digests, and shared totals; it knows not what they mean."""
 
 from cache.cache import Cache, CacheError, Stats
 from cache.envelope import seal, unseal
 from cache.flight import Flight
 from cache.keys import Keys
+from cache.lease import Lease
 from cache.memory import MemoryCache
+from cache.open import Totals, is_shared, open_cache, open_totals
+from cache.totals import LocalTotal, Total
 
-__all__ = ["Cache", "CacheError", "Flight", "Keys", "MemoryCache", "Stats", "seal", "unseal"]
+__all__ = [
+    "Cache",
+    "CacheError",
+    "Flight",
+    "Keys",
+    "Lease",
+    "LocalTotal",
+    "MemoryCache",
+    "Stats",
+    "Total",
+    "Totals",
+    "is_shared",
+    "open_cache",
+    "open_totals",
+    "seal",
+    "unseal",
+]

@@ -40,7 +40,7 @@ class RedisServer:
             f"port {self.port}",
             "bind 127.0.0.1",
             'save ""',
-            "appendonly no",
+            *([] if any("appendonly" in s for s in self._settings) else ["appendonly no"]),
             f"dir {self._directory}",
             f"user {name} on >{password} ~adapter:* {RIGHTS}",
             f"user {operator} on >{secret} ~* &* +@all",
