@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import re
 import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
 from redis.asyncio.connection import parse_url
@@ -24,7 +26,9 @@ _DEADLINE = 0.05
 """Seconds a call may take, waiting for a connection, connecting and logging in included."""
 
 _LATE = 0.02
-"""Seconds past the deadline that show that this process stood still: no fault of Redis."""
+"""Seconds past the deadline that show that this process stood still."""
+
+_STALLS = 3
 
 _PROBE_DEADLINE = 0.25
 """Seconds for a probe; it runs beside the requests, and the connection it makes is kept."""
@@ -34,7 +38,7 @@ _SERVICE_DEADLINE = 5.0
 
 _CONNECTIONS = 8
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-_COMMON = ("username", "password", "host", "port", "db", "connection_class")
+_FORM = "a Redis URL is redis://USER:PASSWORD@HOST:PORT/DATABASE, or rediss://"
 
 
 class RedisLink:
@@ -61,6 +65,8 @@ class RedisLink:
         self._breaker = Breaker(self.name, clock=clock)
         self._probe: asyncio.Task[None] | None = None
         self._quiet = Quiet(_log, clock=clock)
+        self._stalls = 0
+        self._stalled_at = 0.0
 
     @property
     def down(self) -> bool:
@@ -80,10 +86,10 @@ class RedisLink:
             self._refused(error)
             raise Unanswered(f"{self.name} refuses") from None
         except Exception as error:  # noqa: BLE001 - whatever the peer makes the client raise
-            if time.monotonic() - begun < self._deadline + _LATE:
+            if not self._stood_still(begun):
                 self._breaker.failed(type(error).__name__)
             raise Unanswered(f"{self.name} does not answer") from None
-        self._breaker.succeeded()
+        self._answered()
         return answer
 
     def nonsense(self) -> Unanswered:
@@ -121,9 +127,26 @@ class RedisLink:
         except (RedisError, OSError) as error:
             _log.debug("%s: %s on closing", self.name, type(error).__name__)
 
+    def _answered(self) -> None:
+        self._breaker.succeeded()
+        self._stalls = 0
+
+    def _stood_still(self, begun: float) -> bool:
+        """Whether a call failed so late that this process itself was the cause.
+
+        An answer may have been there unread, so Redis is not blamed before the third time.
+        """
+        now = time.monotonic()
+        if now - begun < self._deadline + _LATE:
+            return False
+        if begun >= self._stalled_at:  # others that were under way saw the same standstill
+            self._stalls += 1
+            self._stalled_at = now
+        return self._stalls < _STALLS
+
     def _refused(self, error: ResponseError) -> None:
         """An error reply costs no time, and reads may work where writes do not: no breaker."""
-        self._breaker.succeeded()
+        self._answered()
         self._quiet.warn("%s refuses commands (%s)", self.name, type(error).__name__)
 
     def _probe_if_due(self) -> None:
@@ -154,10 +177,13 @@ class _TLSConnection(SSLConnection):
 def _arguments(url: str) -> dict[str, Any]:
     """Of the URL only what cannot undo the deadlines or the checking of certificates."""
     try:
+        parts = urlsplit(url)
         given: dict[str, Any] = dict(parse_url(url))
     except ValueError:
-        raise CacheError("a Redis URL is redis://USER:PASSWORD@HOST:PORT, or rediss://") from None
-    unknown = sorted(set(given) - {*_COMMON, *_FILES})
+        raise CacheError(_FORM) from None
+    if not re.fullmatch(r"/?\d*", parts.path):
+        raise CacheError(_FORM)
+    unknown = sorted(set(parse_qs(parts.query, keep_blank_values=True)) - set(_FILES))
     if unknown:
         raise CacheError(f"a Redis URL may not set {unknown[0]}; only {', '.join(_FILES)}")
     files = {name: given.pop(name, None) for name in _FILES}

@@ -10,6 +10,7 @@ import pytest
 import redis.asyncio
 
 from cache import seal, unseal
+from cache.cache import Unanswered
 from cache.link import RedisLink
 from cache.memory import MemoryCache
 from cache.redis import RedisCache
@@ -303,6 +304,25 @@ async def test_a_request_that_leaves_is_no_fault_of_redis(steady: RedisServer) -
         assert not link.down
         assert (await cache.stats()).failures == 0
         await cache.close()
+
+
+async def test_when_this_process_stands_still_redis_is_not_blamed_at_once(
+    mortal: RedisServer,
+) -> None:
+    """An answer that comes while the loop is blocked is too late to be read, and no outage."""
+    link = RedisLink(mortal.url(), "cache")
+    mortal.freeze()
+    blamed = []
+    for _ in range(4):
+        asked = [asyncio.create_task(link.call("PING")) for _ in range(5)]
+        await asyncio.sleep(0.01)
+        time.sleep(0.2)  # noqa: ASYNC251 - the blocking is what is tested
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [Unanswered] * 5
+        blamed.append(link.down)
+    assert blamed == [False, False, True, True]
+    mortal.thaw()
+    await link.close()
 
 
 async def test_one_probe_at_a_time(steady: RedisServer) -> None:
