@@ -37,8 +37,11 @@ from tokenizer_maps.steps import (
     Plan,
     Reading,
     Role,
+    Rows,
     Sets,
+    Survey,
     Tree,
+    Whole,
 )
 from tokenizer_maps.sums import Sums, totals, weights
 from tokenizer_maps.vocabulary import Vocabulary
@@ -131,6 +134,23 @@ class FastBridge:
             low=held(expert.low, antiexpert.high),
             high=held(expert.high, antiexpert.low),
         )
+
+    def surveyed(self, plan: Plan) -> tuple[int, ...]:
+        return (plan.heads[0].node,)
+
+    def survey(self, plan: Plan, rows: Rows) -> Survey:
+        """At the end head alone: the mass of the pair tokens that begin with each token."""
+        owners = np.repeat(np.arange(len(self.map.frt_ptr) - 1), np.diff(self.map.frt_ptr))
+        mass = np.bincount(
+            owners, np.exp(rows.rows[0][self.map.frt_ids]), minlength=len(self.map.frt_ptr) - 1
+        )
+        with np.errstate(divide="ignore"):
+            scores = np.log(mass)
+        return Survey(scores, scores, scores)
+
+    def whole(self, expert: Survey, antiexpert: Survey) -> Whole:
+        delta = difference(expert.scores, antiexpert.scores)
+        return Whole(antiexpert.scores, delta, difference(expert.high, antiexpert.low))
 
     # --- the plan
 

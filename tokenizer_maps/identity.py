@@ -17,8 +17,11 @@ from tokenizer_maps.steps import (
     Plan,
     Reading,
     Role,
+    Rows,
     Sets,
+    Survey,
     Tree,
+    Whole,
 )
 from tokenizer_maps.vocabulary import Vocabulary
 
@@ -69,6 +72,17 @@ class IdentityBridge:
         delta = difference(expert.scores, antiexpert.scores)
         no = np.zeros_like(expert.end)
         return Offsets(delta, expert.unscored, expert.multi, clamped=no, capped=no)
+
+    def surveyed(self, plan: Plan) -> tuple[int, ...]:
+        return (-1,)
+
+    def survey(self, plan: Plan, rows: Rows) -> Survey:
+        scores = rows.rows[0, : len(self.pair.tokens)]
+        return Survey(scores, scores, scores)
+
+    def whole(self, expert: Survey, antiexpert: Survey) -> Whole:
+        delta = difference(expert.scores, antiexpert.scores)
+        return Whole(antiexpert.scores, delta, delta)
 
     @cached_property
     def _prompt(self) -> Callable[[bytes], tuple[int, ...]]:

@@ -181,6 +181,44 @@ class Clamp:
     end: float = 2.0
 
 
+@dataclass(frozen=True)
+class Rows:
+    """One model's whole distributions at some nodes of a tree, in nats.
+
+    ``rows[i]``: log p(t | node i) of every pair token t, at the nodes a bridge asked for;
+    ``nodes``: as in Masses.
+    """
+
+    rows: Floats
+    nodes: Floats
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one model makes of every upstream token, by id, in nats; −inf for what it cannot give.
+
+    ``low`` ≤ ``scores`` ≤ ``high``: however the mass that was only looked at coarsely divides.
+    """
+
+    scores: Floats
+    low: Floats
+    high: Floats
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What the pair makes of every upstream token, by id, in nats.
+
+    ``prior``: the anti-expert's log-probability up to a common constant, −inf for what it cannot
+    give; ``delta``: the offset, 0 where the pair cannot score a token; ``high`` ≥ delta: however
+    the mass that was only looked at coarsely divides.
+    """
+
+    prior: Floats
+    delta: Floats
+    high: Floats
+
+
 class Bridge(Protocol):
     """The steps. Offsets depend on the text alone, never on how the tree was cut.
 
@@ -211,3 +249,12 @@ class Bridge(Protocol):
 
     def offsets(self, expert: Reading, antiexpert: Reading) -> Offsets:
         """The offsets of the candidates that ``sets`` was asked about."""
+
+    def surveyed(self, plan: Plan) -> tuple[int, ...]:
+        """The nodes of a plan's tree at which ``survey`` needs whole rows; −1: the trunk's end."""
+
+    def survey(self, plan: Plan, rows: Rows) -> Survey:
+        """The whole upstream vocabulary as one model sees it, by the fast rule."""
+
+    def whole(self, expert: Survey, antiexpert: Survey) -> Whole:
+        """The pair's view of the whole upstream vocabulary."""
