@@ -41,12 +41,14 @@ class Position:
     """One step of the upstream: unique, finite candidates, best first.
 
     `drafted` is the token the upstream itself took (None where it was told what to take);
-    `hidden` the probability mass of all tokens not shown, in [0, 1].
+    `hidden` the probability mass of all tokens not shown, in [0, 1]; `floor` the most that any of
+    them can have, in nats: the lowest entry of the top-k, 0.0 where nobody knows.
     """
 
     candidates: tuple[Candidate, ...]
     drafted: Candidate | None
     hidden: float
+    floor: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +131,15 @@ def make_position(
     """A sound Position from what an upstream sent, in any order.
 
     Entries that are not numbers, -9999.0 sentinels and repeats of a token (the best stays) are
-    left out; rounding above 0 is cut. Where all of `vocabulary_size` tokens are shown nothing is
-    hidden, whatever rounding says. Raises UpstreamMalformed where nothing usable is left or the
-    mass is far above 1.
+    left out; the floor is known where only repeats were. Rounding above 0 is cut. Where all of
+    `vocabulary_size` tokens are shown nothing is hidden, whatever rounding says. Raises
+    UpstreamMalformed where nothing usable is left or the mass is far above 1.
     """
     best: dict[tuple[int | None, bytes, str | None], Candidate] = {}
+    lost = False
     for entry in entries:
         if not math.isfinite(entry.logprob) or entry.logprob <= _SENTINEL:
+            lost = True
             continue
         kept = best.get(entry.identity)
         if kept is None or entry.logprob > kept.logprob:
@@ -150,4 +154,5 @@ def make_position(
             "they are no distribution, so nothing can be steered"
         )
     whole = vocabulary_size is not None and len(ordered) >= vocabulary_size
-    return Position(tuple(ordered), drafted, 0.0 if whole else max(0.0, 1.0 - mass))
+    hidden = 0.0 if whole else max(0.0, 1.0 - mass)
+    return Position(tuple(ordered), drafted, hidden, 0.0 if lost else ordered[-1].logprob)

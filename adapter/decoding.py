@@ -15,7 +15,7 @@ from adapter.errors import AdapterError, BadRequest, BudgetExceeded, ContextTooL
 from adapter.pair.reader import Reader
 from adapter.prefix import Prefix
 from adapter.request import Sampling
-from adapter.steering import Adapted, draw, gumbel, hidden_wishes, penalised, steer
+from adapter.steering import Adapted, draw, hidden_wishes, noise, penalised, steer
 from adapter.stopping import Release
 from tokenizer_maps.bridge import Offsets
 
@@ -140,7 +140,7 @@ def certified(position: Position, generation: Generation) -> bool:
 
 
 def _draw(generation: Generation, adapted: Adapted, counts: Counter[int], at: int) -> int:
-    sampling, candidates = generation.sampling, adapted.position.candidates
+    sampling = generation.sampling
     wishes = hidden_wishes(adapted.position, sampling.logit_bias)
     if wishes:
         raise BadRequest(
@@ -148,11 +148,11 @@ def _draw(generation: Generation, adapted: Adapted, counts: Counter[int], at: in
             "raise only tokens among its top candidates, or have it show more (top_logprobs)",
             param="logit_bias",
         )
-    noise = None
+    variates = None
     if not sampling.greedy:
-        noise = gumbel(generation.seed, generation.choice, at, candidates)
+        variates = noise(generation.seed, generation.choice, at, adapted.words())
     try:
-        return draw(penalised(adapted, sampling, counts), sampling, noise)
+        return draw(adapted, penalised(adapted, sampling, counts), sampling, variates)
     except ValueError as error:
         raise BadRequest(
             f"logit_bias forbids every candidate at step {at}", param="logit_bias"

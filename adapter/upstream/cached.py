@@ -10,7 +10,7 @@ from adapter.upstream.capabilities import Capabilities
 from adapter.upstream.upstream import Allowance, Upstream
 from cache import Cache, Keys, seal, unseal
 
-_SCHEMA = b"run 1"
+_SCHEMA = b"run 2"
 """Part of every key: an entry of another format is a miss."""
 
 
@@ -58,6 +58,7 @@ def dump_run(draft: Draft) -> bytes:
         "positions": [
             {
                 "hidden": position.hidden,
+                "floor": position.floor,
                 "drafted": None if position.drafted is None else _row(position.drafted),
                 "candidates": [_row(candidate) for candidate in position.candidates],
             }
@@ -75,6 +76,7 @@ def load_run(payload: bytes) -> Draft:
             tuple(_candidate(row) for row in stored["candidates"]),
             None if stored["drafted"] is None else _candidate(stored["drafted"]),
             stored["hidden"],
+            stored["floor"],
         )
         for stored in run["positions"]
     )
