@@ -125,6 +125,11 @@ class Ending:
     flags: frozenset[str] = frozenset()
 
 
+def rank(candidate: Candidate) -> tuple[float, int]:
+    """The order of candidates as a sort key: best first, then the lower id."""
+    return -candidate.logprob, -1 if candidate.id is None else candidate.id
+
+
 def make_position(
     entries: Iterable[Candidate], drafted: Candidate | None, vocabulary_size: int | None = None
 ) -> Position:
@@ -146,7 +151,7 @@ def make_position(
             best[entry.identity] = replace(entry, logprob=min(entry.logprob, 0.0))
     if not best:
         raise UpstreamMalformed("the upstream sent no usable log-probabilities for a token")
-    ordered = sorted(best.values(), key=lambda c: (-c.logprob, -1 if c.id is None else c.id))
+    ordered = sorted(best.values(), key=rank)
     mass = math.fsum(math.exp(c.logprob) for c in ordered)
     if mass > 1.0 + _MASS_ERROR:
         raise UpstreamMalformed(

@@ -144,9 +144,15 @@ def penalised(adapted: Adapted, sampling: Sampling, counts: Mapping[int, int]) -
     `counts` says how often each upstream id was generated so far.
     """
     scores = adapted.scores.copy()
-    for token in {*sampling.logit_bias, *counts}:
+    for token in moved(sampling, counts):
         scores[_entries(adapted, token)] += adjustment(token, sampling, counts)
     return scores
+
+
+def moved(sampling: Sampling, counts: Mapping[int, int]) -> set[int]:
+    """The upstream ids whose scores logit_bias or penalties change."""
+    penalties = sampling.presence_penalty or sampling.frequency_penalty
+    return {*sampling.logit_bias, *(counts if penalties else ())}
 
 
 def adjustment(token: int, sampling: Sampling, counts: Mapping[int, int]) -> float:
