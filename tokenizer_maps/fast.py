@@ -44,6 +44,7 @@ from tokenizer_maps.steps import (
     Whole,
 )
 from tokenizer_maps.sums import Sums, totals, weights
+from tokenizer_maps.survey import Surveyor, surveyed
 from tokenizer_maps.vocabulary import Vocabulary
 
 FLOOR = 1e-6  # η: added to every mass, in units of the mass of the pair's own reading of the text
@@ -136,21 +137,13 @@ class FastBridge:
         )
 
     def surveyed(self, plan: Plan) -> tuple[int, ...]:
-        return (plan.heads[0].node,)
+        return surveyed(plan)
 
     def survey(self, plan: Plan, rows: Rows) -> Survey:
-        """At the end head alone: the mass of the pair tokens that begin with each token."""
-        owners = np.repeat(np.arange(len(self.map.frt_ptr) - 1), np.diff(self.map.frt_ptr))
-        mass = np.bincount(
-            owners, np.exp(rows.rows[0][self.map.frt_ids]), minlength=len(self.map.frt_ptr) - 1
-        )
-        with np.errstate(divide="ignore"):
-            scores = np.log(mass)
-        return Survey(scores, scores, scores)
+        return self._surveyor.survey(plan, rows)
 
     def whole(self, expert: Survey, antiexpert: Survey) -> Whole:
-        delta = difference(expert.scores, antiexpert.scores)
-        return Whole(antiexpert.scores, delta, difference(expert.high, antiexpert.low))
+        return self._surveyor.whole(expert, antiexpert)
 
     # --- the plan
 
@@ -271,6 +264,11 @@ class FastBridge:
             return 0, 0
         return self.map.span(prefix)
 
+    def _spans(self, plan: Plan, head: Head, token: int) -> int:
+        """The upstream token a pair token begins that spells a head's rest and more; −1: none."""
+        spelt = self.map.pair.tokens[token][len(head.rest) :]
+        return self.found_at(plan.tail + spelt, len(plan.tail))
+
     def found_at(self, text: bytes, start: int) -> int:
         """The upstream token that begins at a byte of a text; −1 where none does."""
         if len(text) > SHORT:
@@ -289,6 +287,10 @@ class FastBridge:
     @cached_property
     def _upstream(self) -> Encoder:
         return Encoder(self.map.upstream)
+
+    @cached_property
+    def _surveyor(self) -> Surveyor:
+        return Surveyor(self.map, self._ends, self.floor, self.clamp, self._spans)
 
     @cached_property
     def _longest(self) -> dict[bytes, int]:

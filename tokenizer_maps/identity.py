@@ -78,11 +78,11 @@ class IdentityBridge:
 
     def survey(self, plan: Plan, rows: Rows) -> Survey:
         scores = rows.rows[0, : len(self.pair.tokens)]
-        return Survey(scores, scores, scores)
+        return Survey(scores, scores, scores, scores)
 
     def whole(self, expert: Survey, antiexpert: Survey) -> Whole:
         delta = difference(expert.scores, antiexpert.scores)
-        return Whole(antiexpert.scores, delta, delta)
+        return Whole(antiexpert.prior, delta, delta)
 
     @cached_property
     def _prompt(self) -> Callable[[bytes], tuple[int, ...]]:

@@ -198,11 +198,14 @@ class Survey:
     """What one model makes of every upstream token, by id, in nats; −inf for what it cannot give.
 
     ``low`` ≤ ``scores`` ≤ ``high``: however the mass that was only looked at coarsely divides.
+    ``scores`` are made for offsets; ``prior`` is a log-probability up to a constant: no floor, and
+    tokens that can only be seen together share their mass.
     """
 
     scores: Floats
     low: Floats
     high: Floats
+    prior: Floats
 
 
 @dataclass(frozen=True)

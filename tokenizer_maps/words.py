@@ -22,7 +22,8 @@ class WordBridge:
     """Steps as a Bridge's, for candidates given by their bytes: ``END``, None where unknown.
 
     A pair token counts for c if it spells c, or goes on with another class of characters after c.
-    The whole text of a context stands in ``prompt``; its ``generated`` is empty.
+    The whole text of a context stands in ``prompt``; its ``generated`` is empty. No survey: nobody
+    can name the hidden tokens of an unknown vocabulary, so nothing is ever imputed.
     """
 
     fast: FastBridge
