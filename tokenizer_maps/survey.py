@@ -19,7 +19,7 @@ from tokenizer_maps.steps import Clamp, Flags, Floats, Head, Ints, Masses, Plan,
 from tokenizer_maps.sums import weights
 
 LEAST = 1e-5  # of the mass of the text: rarer tokens over its end are not looked at
-MOST = 256  # so many of them are looked at
+MOST = 64  # so many of them are looked at
 
 _NO_BYTE = 256  # stands for the first byte of what spells nothing
 
