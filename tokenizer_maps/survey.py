@@ -21,6 +21,7 @@ from tokenizer_maps.sums import weights
 LEAST = 1e-5  # of the mass of the text: rarer tokens over its end are not looked at
 MOST = 64  # so many of them are looked at
 
+FAINT = -600.0  # nats: what is fainter than the likeliest head by more counts as this
 _NO_BYTE = 256  # stands for the first byte of what spells nothing
 
 
@@ -87,7 +88,8 @@ class Surveyor:
     def _masses(self, plan: Plan, rows: Rows) -> _Masses:
         paths = weights(plan, Masses(np.zeros(0), rows.nodes))
         logs = paths[[head.node + 1 for head in plan.heads]]
-        logs -= max(0.0, float(logs.max()))  # heads that are far likelier than the end head
+        # Some heads are far likelier than the end head; none may leave the range of floats.
+        logs = np.maximum(logs - max(0.0, float(logs.max())), FAINT)
         at = dict(zip(surveyed(plan), rows.rows[:, : len(self.map.pair.tokens)], strict=True))
         ending = [n for n, head in enumerate(plan.heads) if not head.rest]
         one, context = (math.exp(logs[0]), float(np.exp(logs[ending]).sum()))
@@ -97,7 +99,8 @@ class Surveyor:
         over, unseen = self._over(plan, at, logs, LEAST * context)
         events: Floats = np.where(self._text, begun + over, 0.0)
         coarse = self._unreached & (over == 0.0)
-        events[coarse] = here[0][self.map.first[coarse]]
+        ids, first = self._firsts
+        events[ids] = np.where(coarse[ids], here[0][first], over[ids])
         events[self._end] = here[0][self.ends].sum()
         return _Masses(events, coarse, one, context, float(over.sum()), unseen)
 
@@ -169,6 +172,12 @@ class Surveyor:
         return found
 
     @cached_property
+    def _firsts(self) -> tuple[Ints, Ints]:
+        """The ids of what is unreached, and the first pair token of each."""
+        ids = np.flatnonzero(self._unreached)
+        return ids, self.map.first[ids].astype(np.int64)
+
+    @cached_property
     def _scored(self) -> Flags:
         found: Flags = self._end | self._unreached | (self._text & (np.diff(self.map.frt_ptr) > 0))
         return found
@@ -179,9 +188,9 @@ class Surveyor:
 
         Offsets are ratios for which that is no matter; of a prior each can only have a share.
         """
-        first, size = self.map.first[self._unreached], len(self.map.pair.tokens)
         count = np.ones(len(self._text))
-        count[self._unreached] += np.bincount(first, minlength=size)[first]
+        ids, first = self._firsts
+        count[ids] += np.bincount(first)[first] if len(ids) else 0
         count[self._end] = self._end.sum()
         return np.log(count)
 

@@ -257,3 +257,17 @@ def test_one_tokenizer_is_read_as_it_is(digits: Vocabulary, trained: list[Place]
     path = path_to(plan, -1)
     np.testing.assert_array_equal(whole.prior, np.log(trained[0].models[1](path)))
     assert np.exp(whole.prior).sum() == pytest.approx(1.0)
+
+
+def test_texts_that_a_model_finds_all_but_impossible(trained: list[Place]) -> None:
+    """The end head far below the others, or at zero."""
+    place = next(p for p in trained if p.plan.heads[0].path_nodes and len(p.plan.heads) > 2)
+    rows = rows_of(place.bridge, place.plan, place.models[0])
+    for least in (-50.0, -900.0, -np.inf):
+        nodes = rows.nodes.copy()
+        nodes[list(place.plan.heads[0].path_nodes)] = least
+        found = place.bridge.survey(place.plan, replace(rows, nodes=nodes))
+        known = ~np.isneginf(found.scores)
+        assert known.sum() > 500
+        for values in (found.scores, found.low, found.high):
+            assert np.isfinite(values[known]).all()
