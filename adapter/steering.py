@@ -109,14 +109,27 @@ def steer(
         lump = math.log(position.hidden) if position.hidden > 0.0 else -math.inf
         norm = float(np.logaddexp(log_sum(scores), lump))
         return Adapted(position, ids, upstream, offsets, scores, scores - norm)
-    prior = whole.prior[hidden]
-    prior += math.log(position.hidden) - log_sum(prior)
-    np.minimum(prior, position.floor, out=prior)
-    upstream = np.concatenate([upstream, prior])
+    upstream = np.concatenate([upstream, impute(whole.prior[hidden], position)])
     offsets = np.concatenate([offsets, whole.delta[hidden]])
     scores = upstream + alpha * offsets
     ids = np.concatenate([ids, hidden])
     return Adapted(position, ids, upstream, offsets, scores, scores - log_sum(scores))
+
+
+def impute(prior: Floats, position: Position) -> Floats:
+    """ℓ̂ of hidden tokens: min(floor, prior + c), with the c that gives them the hidden mass.
+
+    What the floor cuts from the likeliest the others get: so α → 0 leads to the upstream's own
+    numbers. Only where all lie at the floor is mass left over.
+    """
+    shift = math.log(position.hidden) - log_sum(prior)
+    mass, most = np.exp(prior + shift), math.exp(position.floor)
+    scale, held = 1.0, 0
+    while int(np.count_nonzero(over := mass * scale > most)) > held:
+        held, rest = int(np.count_nonzero(over)), float(mass[~over].sum())
+        if rest > 0.0:
+            scale = max(scale, (position.hidden - held * most) / rest)
+    return np.minimum(prior + (shift + math.log(scale)), position.floor)
 
 
 def _hidden(position: Position, whole: Whole | None, hideable: Flags | None, shown: Ints) -> Ints:

@@ -21,6 +21,7 @@ from tokenizer_maps.sums import weights
 LEAST = 1e-5  # of the mass of the text: rarer tokens over its end are not looked at
 MOST = 64  # so many of them are looked at
 
+LONGER = 0.1  # of a pair token's mass, for all upstream tokens that need it and more, in a prior
 FAINT = -600.0  # nats: what is fainter than the likeliest head by more counts as this
 _NO_BYTE = 256  # stands for the first byte of what spells nothing
 
@@ -190,7 +191,8 @@ class Surveyor:
         """
         count = np.ones(len(self._text))
         ids, first = self._firsts
-        count[ids] += np.bincount(first)[first] if len(ids) else 0
+        if len(ids):
+            count[ids] = np.bincount(first)[first] / LONGER
         count[self._end] = self._end.sum()
         return np.log(count)
 

@@ -104,11 +104,15 @@ def plainly_imputed(position, offsets, alpha, whole, hideable):
     """The rule of the design, token by token: {id: (ℓ, Δ, log p)}."""
     found = {c.id: (c.logprob, d) for c, d in zip(position.candidates, offsets, strict=True)}
     hidden = [v for v in range(len(whole.prior)) if hideable[v] and v not in found]
-    total = math.fsum(math.exp(whole.prior[v]) for v in hidden)
+    low, high = -50.0, 50.0
+    for _ in range(200):  # the constant for which the tail has the hidden mass
+        middle = (low + high) / 2
+        each = [min(position.floor, whole.prior[v] + middle) for v in hidden]
+        below = math.fsum(map(math.exp, each)) < position.hidden
+        low, high = (middle, high) if below else (low, middle)
     for v in hidden:
         if whole.prior[v] > -math.inf:
-            share = math.log(position.hidden) + whole.prior[v] - math.log(total)
-            found[v] = min(position.floor, share), whole.delta[v]
+            found[v] = min(position.floor, whole.prior[v] + low), whole.delta[v]
     norm = math.log(math.fsum(math.exp(x + alpha * d) for x, d in found.values()))
     return {v: (x, d, x + alpha * d - norm) for v, (x, d) in found.items()}
 
@@ -129,11 +133,28 @@ def test_the_tail_is_imputed_by_the_rule(alpha, k):
         assert set(adapted.ids.tolist()) == set(expected)
         for i, v in enumerate(adapted.ids.tolist()):
             got = adapted.upstream[i], adapted.offsets[i], adapted.logprobs[i]
-            assert got == pytest.approx(expected[v], abs=1e-12)
+            assert got == pytest.approx(expected[v], abs=1e-9)
         assert adapted.scores == pytest.approx(adapted.upstream + alpha * adapted.offsets)
         assert math.isclose(np.exp(adapted.logprobs).sum(), 1.0)
         capped += (adapted.upstream[k:] == position.floor).sum()
     assert capped > 0
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_small_strengths_lead_to_the_upstreams_own_numbers(k):
+    rng = np.random.default_rng(k)
+    for _ in range(20):
+        position, whole = top(log_softmax(rng.normal(0, 2, 60)), k), whole_of(rng, 60)
+        adapted = steer(position, rng.normal(0, 2, k), 1e-9, whole)
+        assert math.isclose(np.exp(adapted.upstream[k:]).sum(), position.hidden)
+        assert adapted.logprobs[:k] == pytest.approx(adapted.upstream[:k], abs=1e-7)
+
+
+def test_a_tail_that_cannot_hold_its_mass_lies_at_the_floor():
+    """As with a vocabulary that is not the upstream's."""
+    position = Position((named(0, math.log(0.3)),), None, 0.7, math.log(0.3))
+    whole = Whole(np.log([0.5, 0.4, 0.1]), np.zeros(3), np.zeros(3))
+    assert (steer(position, np.zeros(1), 1.0, whole).upstream == position.floor).all()
 
 
 def test_the_anti_expert_as_the_upstream_gives_equation_1_itself():

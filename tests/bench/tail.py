@@ -48,6 +48,7 @@ from tokenizer_maps.steps import Rows, Whole
 KS = (1, 5, 20)
 ALPHAS = (1.0, 2.0)
 WAYS = ("dropped", "zero", "imputed", "expanded")
+HEADS = ("zero", "imputed")
 LEAST = 1e-12  # nothing is given less, so that KL is finite where mass was dropped
 NOISE = 0.3  # of the weights: makes another model of the same tokenizer
 PROMPT = 160  # ids of a text that are read before its first place
@@ -333,6 +334,7 @@ def _compare(view: View, k: int) -> dict[str, float]:
     shift = np.median(imputed.offsets[:k] - view.whole.delta[shown])
     return (
         {f"kl {way}": _kl(view.truth, logs) for way, logs in ways.items()}
+        | {f"head {way}": _kl(_head(view.truth, shown), _head(ways[way], shown)) for way in HEADS}
         | {f"same {way}": float(same) for way, same in agree.items()}
         | {
             "certified": float(greedy.certified),
@@ -355,6 +357,12 @@ def _spread(view: View, adapted: Adapted, tail: bool) -> Floats:
     return np.maximum(logs, math.log(LEAST))
 
 
+def _head(logs: Floats, shown: Sequence[int]) -> Floats:
+    """Of the candidates, and of all else in one."""
+    rest = np.delete(logs, shown)
+    return np.append(logs[shown], np.logaddexp.reduce(rest[rest > -math.inf], initial=-math.inf))
+
+
 def _kl(truth: Floats, logs: Floats) -> float:
     some = truth > -math.inf
     return float(np.exp(truth[some]) @ (truth[some] - logs[some]))
@@ -369,11 +377,13 @@ def report(result: Result) -> str:
             "k",
             "h",
             *(f"KL {way}" for way in WAYS),
+            *(f"head {way}" for way in HEADS),
             *(f"same {way}" for way in WAYS[1:]),
         )
         lines += [f"{name}, {case['places']} places", "", *header(*titles)]
         for cell in case["cells"]:
-            kls = (f"{cell[f'kl {way}']:.3f}" for way in WAYS)
+            names = (*(f"kl {way}" for way in WAYS), *(f"head {way}" for way in HEADS))
+            kls = (f"{cell[name]:.3f}" for name in names)
             same = (f"{cell[f'same {way}']:.2f}" for way in WAYS[1:])
             lines.append(row(cell["alpha"], cell["k"], f"{cell['hidden']:.3f}", *kls, *same))
         shares = (
