@@ -122,14 +122,14 @@ def impute(prior: Floats, position: Position) -> Floats:
     What the floor cuts from the likeliest the others get: so α → 0 leads to the upstream's own
     numbers. Only where all lie at the floor is mass left over.
     """
-    shift = math.log(position.hidden) - log_sum(prior)
-    mass, most = np.exp(prior + shift), math.exp(position.floor)
-    scale, held = 1.0, 0
-    while int(np.count_nonzero(over := mass * scale > most)) > held:
-        held, rest = int(np.count_nonzero(over)), float(mass[~over].sum())
+    top, most = float(prior.max()), math.exp(position.floor)
+    mass = np.exp(prior - top)
+    scale, held = position.hidden / float(mass.sum()), 0
+    while int(np.count_nonzero(over := mass > most / scale)) > held:
+        held, rest = int(np.count_nonzero(over)), float(mass @ ~over)
         if rest > 0.0:
             scale = max(scale, (position.hidden - held * most) / rest)
-    return np.minimum(prior + (shift + math.log(scale)), position.floor)
+    return np.minimum(prior + (math.log(scale) - top), position.floor)
 
 
 def _hidden(position: Position, whole: Whole | None, hideable: Flags | None, shown: Ints) -> Ints:
