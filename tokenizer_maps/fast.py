@@ -267,7 +267,8 @@ class FastBridge:
     def _spans(self, plan: Plan, head: Head, token: int) -> int:
         """The upstream token a pair token begins that spells a head's rest and more; −1: none."""
         spelt = self.map.pair.tokens[token][len(head.rest) :]
-        return self.found_at(plan.tail + spelt, len(plan.tail))
+        found = self.found_at(plan.tail + spelt, len(plan.tail))
+        return found if found >= 0 and self.writes(plan, head, token) else -1
 
     def found_at(self, text: bytes, start: int) -> int:
         """The upstream token that begins at a byte of a text; −1 where none does."""
