@@ -41,8 +41,8 @@ class Position:
     """One step of the upstream: unique, finite candidates, best first.
 
     `drafted` is the token the upstream itself took (None where it was told what to take);
-    `hidden` the probability mass of all tokens not shown, in [0, 1]; `floor` the most that any of
-    them can have, in nats: the lowest entry of the top-k, 0.0 where nobody knows.
+    `hidden` the probability mass of all tokens not shown, in [0, 1]. No token not shown has a
+    log-probability above `floor` (nats), 0.0 where nothing is known but the hidden mass.
     """
 
     candidates: tuple[Candidate, ...]
@@ -66,6 +66,14 @@ class Usage:
             self.prompt_tokens + other.prompt_tokens,
             self.cached_tokens + other.cached_tokens,
             self.completion_tokens + other.completion_tokens,
+        )
+
+    def __sub__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.calls - other.calls,
+            self.prompt_tokens - other.prompt_tokens,
+            self.cached_tokens - other.cached_tokens,
+            self.completion_tokens - other.completion_tokens,
         )
 
 
@@ -94,9 +102,10 @@ class Alternative:
 class Step:
     """One emitted token and why: adapted and upstream log-probability, offset Δ in nats.
 
-    `rank` is the token's place among the upstream's candidates (0 = its favourite); `status`
-    certified | truncated; `text` what this step released to the reader, "" while a character
-    or a possible stop string is still open; `shown` the best candidates where asked for.
+    `rank` is the token's place among the upstream's candidates (0 = its favourite, None = it was
+    not shown); `status` certified | expanded | truncated; `text` what this step released to the
+    reader, "" while a character or a possible stop string is still open; `shown` the best
+    candidates where asked for.
     """
 
     token: bytes
@@ -131,22 +140,26 @@ def rank(candidate: Candidate) -> tuple[float, int]:
 
 
 def make_position(
-    entries: Iterable[Candidate], drafted: Candidate | None, vocabulary_size: int | None = None
+    entries: Iterable[Candidate | None],
+    drafted: Candidate | None,
+    vocabulary_size: int | None = None,
 ) -> Position:
-    """A sound Position from what an upstream sent, in any order.
+    """A sound Position from the top-k that an upstream sent, in any order.
 
-    Entries that are not numbers, -9999.0 sentinels and repeats of a token (the best stays) are
-    left out; the floor is known where only repeats were. Rounding above 0 is cut. Where all of
-    `vocabulary_size` tokens are shown nothing is hidden, whatever rounding says. Raises
-    UpstreamMalformed where nothing usable is left or the mass is far above 1.
+    Entries without a name (None), without a number, -9999.0 sentinels and repeats of a token (the
+    best stays) are left out; rounding above 0 is cut. `floor` is the lowest entry, unless one was
+    left out that may be another token, and above it. Where all of `vocabulary_size` tokens are
+    shown nothing is hidden, whatever rounding says. Raises UpstreamMalformed where nothing usable
+    is left or the mass is far above 1.
     """
     best: dict[tuple[int | None, bytes, str | None], Candidate] = {}
     lost = False
     for entry in entries:
-        if not math.isfinite(entry.logprob) or entry.logprob <= _SENTINEL:
+        if entry is None or not math.isfinite(entry.logprob) or entry.logprob <= _SENTINEL:
             lost = True
             continue
         kept = best.get(entry.identity)
+        lost = lost or (kept is not None and entry.id is None)
         if kept is None or entry.logprob > kept.logprob:
             best[entry.identity] = replace(entry, logprob=min(entry.logprob, 0.0))
     if not best:
@@ -160,4 +173,5 @@ def make_position(
         )
     whole = vocabulary_size is not None and len(ordered) >= vocabulary_size
     hidden = 0.0 if whole else max(0.0, 1.0 - mass)
-    return Position(tuple(ordered), drafted, hidden, 0.0 if lost else ordered[-1].logprob)
+    floor = 0.0 if lost else ordered[-1].logprob
+    return Position(tuple(ordered), drafted, hidden, floor)

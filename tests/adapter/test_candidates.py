@@ -32,6 +32,7 @@ def test_any_entries_give_a_sound_position_or_a_typed_error(sent):
     assert logprobs == sorted(logprobs, reverse=True)
     assert len({c.identity for c in position.candidates}) == len(logprobs) > 0
     assert 0 <= position.hidden <= 1
+    assert position.floor in (0.0, logprobs[-1])
 
 
 def test_the_best_of_a_repeated_token_stays():
@@ -50,6 +51,26 @@ def test_nothing_is_hidden_where_the_whole_vocabulary_is_shown():
     assert make_position(sent, None, vocabulary_size=2).hidden == 0.0
 
 
+def test_the_lowest_entry_bounds_what_is_hidden():
+    sent = [Candidate(b"a", -3.0, id=1), Candidate(b"b", -2.0, id=2)]
+    assert make_position(sent, None).floor == -3.0
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        None,
+        Candidate(b"c", math.nan, id=3),
+        Candidate(b"c", -9999.0, id=3),
+        Candidate(b"b", -4.0),  # printed like another token, and maybe another one
+    ],
+)
+def test_nothing_bounds_it_where_an_entry_is_lost(lost):
+    sent = [Candidate(b"a", -3.0, id=1), lost, Candidate(b"b", -2.0)]
+    position = make_position(sent, None)
+    assert (len(position.candidates), position.floor) == (2, 0.0)
+
+
 def test_a_mass_far_above_one_is_refused():
     with pytest.raises(UpstreamMalformed, match="mass of"):
         make_position([Candidate(bytes([i]), -0.1, id=i) for i in range(3)], None)
@@ -57,3 +78,4 @@ def test_a_mass_far_above_one_is_refused():
 
 def test_usage_adds_up():
     assert Usage(1, 10, 4, 2) + Usage(2, 5, 0, 1) == Usage(3, 15, 4, 3)
+    assert Usage(3, 15, 4, 3) - Usage(1, 10, 4, 2) == Usage(2, 5, 0, 1)
