@@ -1,14 +1,16 @@
 """Classic /v1/completions, in the shape vLLM serves it."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import Any
 
-from adapter.candidates import END, Candidate, Draft, Position, make_position
+from adapter.candidates import END, Candidate, Draft, Position, Usage, make_position
 from adapter.errors import UpstreamMalformed
 from adapter.prefix import Prefix
 from adapter.upstream.answers import finish_of, logprobs_of, nats, only_choice, usable, usage_of
 from adapter.upstream.capabilities import COMPLETIONS
-from adapter.upstream.tokens import WRONG_TOKENIZER, TokenNames
+from adapter.upstream.pieces import pieces
+from adapter.upstream.tokens import WRONG_TOKENIZER, TokenNames, is_id
 from adapter.upstream.transport import Endpoint, Transport
 from adapter.upstream.upstream import Allowance
 from tokenizer_maps.vocabulary import Vocabulary
@@ -29,6 +31,11 @@ _PLAIN = {
 }
 
 
+_SAMPLED = _PLAIN | {"temperature": 1}
+_SCORED = 128
+"""Tokens whose log-probabilities may be asked for at a time."""
+
+
 class CompletionsUpstream:
     """A hosted model behind /v1/completions that takes ids and returns top-k log-probabilities."""
 
@@ -41,43 +48,115 @@ class CompletionsUpstream:
         where = (endpoint.base_url, endpoint.model, vocabulary.fingerprint)
         self.identity: tuple[str, ...] = ("completions", *where, str(top_logprobs))
 
-    async def draft(self, prefix: Prefix, n: int, budget: Allowance) -> Draft:
-        """A run of up to n positions, greedy."""
-        fields = _PLAIN | {"max_tokens": n, "logprobs": self._k}
-        answer = await self._transport.complete(prefix.ids, fields, budget)
-        positions, finish = read_run(answer.body, self._names, self._k, n)
+    async def draft(
+        self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
+    ) -> Draft:
+        """A run of up to n positions."""
+        answer = await self._transport.complete(prefix.ids, self._fields(n, sampled), budget)
+        positions, finish = read_run(answer.body, self._names, self._k, n, sampled)
         return Draft(positions, finish, usage_of(answer.body, answer.calls))
+
+    def stream(
+        self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
+    ) -> AsyncGenerator[Draft, None]:
+        """The same run, a piece for each event."""
+        events = self._transport.stream(prefix.ids, self._fields(n, sampled), budget)
+        return pieces(events, _Run(self._names, self._k, n, sampled), len(prefix.ids))
+
+    async def score(
+        self, prefix: Prefix, ids: Sequence[int], budget: Allowance
+    ) -> tuple[dict[int, float], Usage]:
+        """Log-probabilities of chosen tokens, up to 128 a call."""
+        scores: dict[int, float] = {}
+        usage = Usage()
+        named = [i for i in dict.fromkeys(ids) if self._names.of_id(i, 0.0) is not None]
+        for at in range(0, len(named), _SCORED):
+            chosen = named[at : at + _SCORED]
+            fields = _PLAIN | {"max_tokens": 1, "logprobs": 1, "logprob_token_ids": chosen}
+            answer = await self._transport.complete(prefix.ids, fields, budget)
+            scores |= read_scores(answer.body, chosen)
+            usage += usage_of(answer.body, answer.calls)
+        return scores, usage
 
     async def close(self) -> None:
         """Close all connections."""
         await self._transport.close()
 
+    def _fields(self, n: int, sampled: bool) -> dict[str, Any]:
+        return (_SAMPLED if sampled else _PLAIN) | {"max_tokens": n, "logprobs": self._k}
+
 
 def read_run(
-    body: Mapping[str, Any], names: TokenNames, k: int, n: int
+    body: Mapping[str, Any], names: TokenNames, k: int, n: int, sampled: bool = False
 ) -> tuple[tuple[Position, ...], str | None]:
     """Up to n positions of an answer to `logprobs: k`, and why the run ended.
 
     A run is cut behind a token that cannot be named; it is empty where the upstream stopped at
     once and did not show END. Raises UpstreamMalformed.
     """
-    choice = only_choice(body)
-    finish = finish_of(choice)
-    if finish == "stop" and not choice.get("text") and not _shows_tokens(choice):
-        return (), finish
-    steps = list(_steps(logprobs_of(choice)))
-    positions: list[Position] = []
-    for key, logprob, shown in steps[:n]:
-        positions.append(_position(names, key, logprob, shown, k))
-        drafted = positions[-1].drafted
-        if drafted is None or drafted.special == END:
-            break
-    if not positions:
-        raise UpstreamMalformed("the upstream's answer has no token")
-    whole = len(positions) == len(steps)
-    if whole:
-        _check_text(choice.get("text"), positions)
-    return tuple(positions), finish if whole else None
+    run = _Run(names, k, n, sampled)
+    return run.read(only_choice(body)), run.finish()
+
+
+def read_scores(body: Mapping[str, Any], ids: Sequence[int]) -> dict[int, float]:
+    """The log-probabilities of those ids that an answer shows. Raises UpstreamMalformed."""
+    shown = next((shown for _, _, shown in _steps(logprobs_of(only_choice(body)))), {})
+    found = {i: nats(shown.get(f"token_id:{i}")) for i in ids}
+    return {i: min(value, 0.0) for i, value in found.items() if math.isfinite(value)}
+
+
+class _Run:
+    """Reads a run from a whole answer or from the chunks of one."""
+
+    def __init__(self, names: TokenNames, k: int, n: int, sampled: bool) -> None:
+        self.cut = False
+        self._names = names
+        self._k = k
+        self._n = n
+        self._sampled = sampled
+        self._drafted: list[Candidate | None] = []
+        self._text = ""
+        self._finish: str | None = None
+
+    def read(self, choice: Mapping[str, Any]) -> tuple[Position, ...]:
+        """The next positions; what comes behind the last one wanted cuts the run."""
+        self._finish = finish_of(choice) or self._finish
+        text = choice.get("text")
+        if not text and not _shows_tokens(choice):
+            return ()
+        self._text += text if isinstance(text, str) else ""
+        positions: list[Position] = []
+        for key, logprob, shown in _steps(logprobs_of(choice)):
+            self.cut = self.cut or self._over()
+            if not self.cut:
+                positions.append(self._position(key, logprob, shown))
+                self._drafted.append(positions[-1].drafted)
+        return tuple(positions)
+
+    def finish(self, _: int = 0) -> str | None:
+        """Why the upstream stopped, None where the run was cut."""
+        if self.cut:
+            return None
+        if not self._drafted and (self._finish != "stop" or self._text):
+            raise UpstreamMalformed("the upstream's answer has no token")
+        _check_text(self._text, self._drafted)
+        return self._finish
+
+    def _over(self) -> bool:
+        if not self._drafted:
+            return False
+        last = self._drafted[-1]
+        return last is None or last.special == END or len(self._drafted) >= self._n
+
+    def _position(self, key: str, logprob: float, shown: Mapping[str, Any]) -> Position:
+        if self._sampled and not is_id(key):
+            raise UpstreamMalformed(
+                "the upstream names tokens by their text, and many share one: "
+                "what it samples cannot be told from what it shows"
+            )
+        listed = _top({name: nats(value) for name, value in shown.items()}, key, self._k)
+        found = [self._names.of_key(name, value) for name, value in listed.items()]
+        return make_position(found, usable(self._names.of_key(key, logprob)), self._names.size)
 
 
 def _shows_tokens(choice: Mapping[str, Any]) -> bool:
@@ -97,32 +176,25 @@ def _steps(logprobs: Mapping[str, Any]) -> Iterator[tuple[str, float, dict[str, 
         yield key, nats(logprob), shown
 
 
-def _position(
-    names: TokenNames, key: str, logprob: float, shown: Mapping[str, Any], k: int
-) -> Position:
-    listed = {name: nats(value) for name, value in shown.items()}
-    if _appended(key, listed, k):
-        del listed[key]
-    found = (names.of_key(name, value) for name, value in listed.items())
-    drafted = usable(names.of_key(key, logprob))
-    return make_position([c for c in found if c is not None], drafted, names.size)
+def _top(listed: Mapping[str, float], key: str, k: int) -> Mapping[str, float]:
+    """The k best entries; on a tie the sampled token goes first.
 
-
-def _appended(key: str, listed: Mapping[str, float], k: int) -> bool:
-    """Whether the sampled token is listed beyond the k asked for: drafted, but no candidate.
-
-    Counting it as one would favour tokens for having been sampled.
+    Servers append it where it is none of the k. Keeping it as a candidate would favour tokens for
+    having been sampled.
     """
-    if len(listed) <= k or key not in listed:
-        return False
-    return not any(value < listed[key] for value in listed.values())
+    if len(listed) <= k:
+        return listed
+    # What is no number stays, for who knows its place.
+    order = {name: -math.inf if math.isnan(value) else -value for name, value in listed.items()}
+    ranked = sorted(listed, key=lambda name: (order[name], name == key))
+    return {name: listed[name] for name in ranked[:k]}
 
 
-def _check_text(text: Any, positions: list[Position]) -> None:
+def _check_text(text: str, drafted: list[Candidate | None]) -> None:
     """Ids name no bytes, so the text has to agree with what the vocabulary makes of them."""
-    expected = _spelling([p.drafted for p in positions])
+    expected = _spelling(drafted)
     # Some servers tidy spaces; a prompt cut inside a character is repeated before the text.
-    if isinstance(text, str) and text and not _bare(text).endswith(_bare(expected)):
+    if text and not _bare(text).endswith(_bare(expected)):
         raise UpstreamMalformed(WRONG_TOKENIZER)
 
 

@@ -1,13 +1,16 @@
 """llama.cpp's own server, through its /v1/completions."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
-from adapter.candidates import Candidate, Draft, Position, make_position
+from adapter.candidates import Candidate, Draft, Position, Usage, make_position
 from adapter.errors import SettingsError, UpstreamMalformed
 from adapter.prefix import Prefix
 from adapter.upstream.answers import finish_of, logprobs_of, nats, only_choice, usable, usage_of
 from adapter.upstream.capabilities import LLAMACPP
+from adapter.upstream.pieces import pieces
 from adapter.upstream.tokens import WRONG_TOKENIZER, TokenNames
 from adapter.upstream.transport import Endpoint, Transport
 from adapter.upstream.upstream import Allowance
@@ -56,11 +59,14 @@ class LlamaCppUpstream:
         where = (endpoint.base_url, endpoint.model, vocabulary.fingerprint)
         self.identity: tuple[str, ...] = ("llama.cpp", *where, str(top_logprobs))
 
-    async def draft(self, prefix: Prefix, n: int, budget: Allowance) -> Draft:
+    async def draft(
+        self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
+    ) -> Draft:
         """A run of 1 to n positions, greedy; of one position without a drafted token.
 
         A run whose first position is lost costs a second call, for that position alone.
         """
+        _refuse(sampled)
         if n == 1:
             return await self._single(prefix, budget)
         run = await self._run(prefix, n, budget)
@@ -68,6 +74,40 @@ class LlamaCppUpstream:
             return run
         single = await self._single(prefix, budget)
         return Draft(single.positions, None, run.usage + single.usage)
+
+    async def stream(
+        self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
+    ) -> AsyncGenerator[Draft, None]:
+        """The same run, a piece for each event."""
+        _refuse(sampled)
+        found = False
+        if n > 1:
+            fields = _PLAIN | {"max_tokens": n, "logprobs": self._k}
+            events = self._transport.stream(prefix.ids, fields, budget)
+            async with aclosing(pieces(events, _Run(self._names, n), len(prefix.ids))) as run:
+                async for piece in run:
+                    found = found or bool(piece.positions)
+                    yield piece
+        if not found:
+            yield await self._single(prefix, budget)
+
+    async def score(
+        self, prefix: Prefix, ids: Sequence[int], budget: Allowance
+    ) -> tuple[dict[int, float], Usage]:
+        """Log-probabilities of chosen tokens, each forced by a call of its own.
+
+        One that ends inside a character is not shown, and so left out.
+        """
+        scores: dict[int, float] = {}
+        usage = Usage()
+        for i in dict.fromkeys(ids):
+            if self._names.of_id(i, 0.0) is None:
+                continue
+            fields = _PLAIN | {"logit_bias": {str(i): _FORCE}, "max_tokens": 1, "logprobs": 1}
+            answer = await self._transport.complete(prefix.ids, fields, budget)
+            scores |= read_score(answer.body, i)
+            usage += usage_of(answer.body, answer.calls)
+        return scores, usage
 
     async def close(self) -> None:
         """Close all connections."""
@@ -82,10 +122,9 @@ class LlamaCppUpstream:
     async def _run(self, prefix: Prefix, n: int, budget: Allowance) -> Draft:
         fields = _PLAIN | {"max_tokens": n, "logprobs": self._k}
         answer = await self._transport.complete(prefix.ids, fields, budget)
-        usage = usage_of(answer.body, answer.calls)
-        positions = read_run(answer.body, self._names)[:n]
-        whole = len(positions) == usage.completion_tokens
-        return Draft(positions, finish_of(only_choice(answer.body)) if whole else None, usage)
+        run, usage = _Run(self._names, n), usage_of(answer.body, answer.calls)
+        positions = run.read(only_choice(answer.body))
+        return Draft(positions, run.finish(usage.completion_tokens), usage)
 
 
 def read_forced(body: Mapping[str, Any], names: TokenNames) -> Position:
@@ -102,24 +141,74 @@ def read_forced(body: Mapping[str, Any], names: TokenNames) -> Position:
 def read_run(body: Mapping[str, Any], names: TokenNames) -> tuple[Position, ...]:
     """The positions up to the first one that the server did not show; maybe none.
 
-    Behind a loss the next entry spells the lost tokens as well: its bytes are more than its
-    own. Raises UpstreamMalformed.
+    Raises UpstreamMalformed.
+    """
+    return _Run(names).read(only_choice(body))
+
+
+def read_score(body: Mapping[str, Any], token: int) -> dict[int, float]:
+    """The log-probability of a forced token, nothing where it is not shown.
+
+    Raises UpstreamMalformed.
     """
     choice = only_choice(body)
-    if choice.get("logprobs") is None:
-        return ()
-    positions: list[Position] = []
-    for entry in _entries(logprobs_of(choice)):
-        candidates = _candidates(entry, names)
-        drafted = _named(entry, names)
-        if drafted is None:
-            raise UpstreamMalformed(WRONG_TOKENIZER)
-        if drafted.special is None and _spelling(entry) != drafted.token:
-            break
-        positions.append(make_position(candidates, usable(drafted), names.size))
-        if positions[-1].drafted is None:
-            break
-    return tuple(positions)
+    entries = [] if choice.get("logprobs") is None else _entries(logprobs_of(choice))
+    if not entries or entries[0].get("id") != token:
+        return {}
+    value = nats(entries[0].get("logprob"))
+    return {token: min(value, 0.0)} if math.isfinite(value) else {}
+
+
+class _Run:
+    """Reads a run from a whole answer or from the chunks of one, withheld until they are text."""
+
+    def __init__(self, names: TokenNames, n: int | None = None) -> None:
+        self.cut = False
+        self._names = names
+        self._n = n
+        self._count = 0
+        self._finish: str | None = None
+
+    def read(self, choice: Mapping[str, Any]) -> tuple[Position, ...]:
+        """The next positions, up to the first that was not shown.
+
+        Behind a loss the next entry spells the lost tokens as well: its bytes are more than its
+        own.
+        """
+        self._finish = finish_of(choice) or self._finish
+        if choice.get("logprobs") is None:
+            return ()
+        positions: list[Position] = []
+        for entry in _entries(logprobs_of(choice)):
+            position = None if self.cut or self._count == self._n else _position(entry, self._names)
+            if position is None:
+                self.cut = True
+                break
+            positions.append(position)
+            self._count += 1
+            self.cut = position.drafted is None
+        return tuple(positions)
+
+    def finish(self, completion_tokens: int) -> str | None:
+        """Why the server stopped, None where a position was lost."""
+        whole = not self.cut and 0 < self._count == completion_tokens
+        return self._finish if whole else None
+
+
+def _position(entry: Mapping[str, Any], names: TokenNames) -> Position | None:
+    """An entry's position, None where the server lost the ones before it."""
+    candidates = _candidates(entry, names)
+    drafted = _named(entry, names)
+    if drafted is None:
+        raise UpstreamMalformed(WRONG_TOKENIZER)
+    if drafted.special is None and _spelling(entry) != drafted.token:
+        return None
+    return make_position(candidates, usable(drafted), names.size)
+
+
+def _refuse(sampled: bool) -> None:
+    if sampled:
+        raise ValueError("llama.cpp's server does not show every step of a sampled run")
 
 
 def _entries(logprobs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -131,7 +220,7 @@ def _entries(logprobs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     )
 
 
-def _candidates(entry: Mapping[str, Any], names: TokenNames) -> list[Candidate]:
+def _candidates(entry: Mapping[str, Any], names: TokenNames) -> list[Candidate | None]:
     listed = entry.get("top_logprobs")
     if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
         raise UpstreamMalformed("the upstream gives no top_logprobs for a token")
@@ -139,7 +228,7 @@ def _candidates(entry: Mapping[str, Any], names: TokenNames) -> list[Candidate]:
     for item, candidate in found:
         if candidate is not None:
             names.check(candidate, _spelling(item))
-    return [candidate for _, candidate in found if candidate is not None]
+    return [candidate for _, candidate in found]
 
 
 def _named(entry: Mapping[str, Any], names: TokenNames) -> Candidate | None:

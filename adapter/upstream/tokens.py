@@ -100,6 +100,11 @@ class TokenNames:
             raise UpstreamMalformed(WRONG_TOKENIZER)
 
 
+def is_id(key: str) -> bool:
+    """Whether a key names its token by id, so that no two tokens can share it."""
+    return _ID_KEY.fullmatch(key) is not None
+
+
 def _spelling(key: str) -> bytes:
     """The bytes of a text key; OpenAI writes those of parts of characters as `bytes:\\xe2`."""
     if not key.startswith(_BYTES_KEY):

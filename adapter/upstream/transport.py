@@ -7,9 +7,10 @@ import logging
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import httpx
 import openai
@@ -22,12 +23,15 @@ from adapter.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from adapter.upstream.events import payloads
 from adapter.upstream.refusals import out_of_quota, refusal
 from adapter.upstream.upstream import Allowance
 
 ATTEMPTS = 3
 LONGEST_WAIT = 10.0
 """Seconds of Retry-After that are still waited for."""
+LONGEST_STREAM = 10
+"""Timeouts that a stream may keep us waiting, all waits together."""
 
 _PRINTABLE = re.compile(r"[!-~]+")
 _CONNECT = 5.0
@@ -38,6 +42,10 @@ _JITTER = tenacity.wait_random_exponential(multiplier=0.5, max=4.0)
 logging.getLogger("openai").setLevel(logging.INFO)
 
 Sleep = Callable[[float], Awaitable[None]]
+Events = AsyncGenerator[Mapping[str, Any], None]
+_T = TypeVar("_T")
+_STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
+_DONE = b"[DONE]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +74,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A parsed 200 answer and how many attempts it took, each of them a paid call."""
+    """A parsed 200 answer, or one event of it, and the attempts it took: each is a paid call."""
 
     body: Mapping[str, Any]
     calls: int
@@ -113,6 +121,36 @@ class Transport:
         UpstreamRefused or ContextTooLong for a 4xx, UpstreamMalformed for what is no JSON object,
         and whatever the budget raises.
         """
+        return Answer(*await self._patiently(self._once, list(prompt), fields, budget))
+
+    async def stream(
+        self, prompt: Sequence[int], fields: Mapping[str, Any], budget: Allowance
+    ) -> AsyncGenerator[Answer, None]:
+        """The events of a streamed answer as they come; the first tells all attempts.
+
+        Closing the generator closes the connection. The deadline holds for the first event and
+        for each wait after it, ten times as much for all waits together. Raises as `complete`
+        does; once an event has come nothing is tried again.
+        """
+        fields, patience = {**fields, **_STREAMED}, LONGEST_STREAM * self._endpoint.timeout
+        async with AsyncExitStack() as stack:
+            (events, body), calls = await self._patiently(
+                self._open, stack, list(prompt), fields, budget
+            )
+            while body is not None:
+                yield Answer(body, calls)
+                calls, began = 0, time.monotonic()
+                body = await self._next(events, patience)
+                patience -= time.monotonic() - began
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._sdk.close()
+
+    async def _patiently(
+        self, attempt: Callable[..., Awaitable[_T]], *arguments: Any
+    ) -> tuple[_T, int]:
+        """What an attempt gave, and how many it took; all of them within the deadline."""
         retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(ATTEMPTS),
             retry=tenacity.retry_if_exception_type(_Busy),
@@ -120,17 +158,12 @@ class Transport:
             sleep=self._sleep,
             reraise=True,
         )
-        body: Mapping[str, Any]
         try:
             async with asyncio.timeout(self._endpoint.timeout):
-                body = await retrying(self._once, list(prompt), fields, budget)
+                result: _T = await retrying(attempt, *arguments)
         except TimeoutError:
             raise self._late() from None
-        return Answer(body, retrying.statistics["attempt_number"])
-
-    async def close(self) -> None:
-        """Close all connections."""
-        await self._sdk.close()
+        return result, retrying.statistics["attempt_number"]
 
     async def _once(
         self, prompt: list[int], fields: Mapping[str, Any], budget: Allowance
@@ -145,13 +178,70 @@ class Transport:
             raise self._broken(error) from None
         except openai.APIStatusError as error:
             raise self._failure(error) from None
-        body = _parse(raw.content)
+        return self._object(raw.content)
+
+    async def _open(
+        self, stack: AsyncExitStack, prompt: list[int], fields: Mapping[str, Any], budget: Allowance
+    ) -> tuple[Events, Mapping[str, Any] | None]:
+        """The events of a stream and the first of them, None where it has none.
+
+        The connection stays open as long as the stack.
+        """
+        budget.take()
+        async with AsyncExitStack() as own:
+            try:
+                response = await own.enter_async_context(
+                    self._sdk.completions.with_streaming_response.create(
+                        model=self._endpoint.model, prompt=prompt, extra_body=fields
+                    )
+                )
+            except openai.APIConnectionError as error:
+                raise self._broken(error) from None
+            except openai.APIStatusError as error:
+                raise self._failure(error) from None
+            if "text/event-stream" not in response.headers.get("content-type", ""):
+                raise UpstreamMalformed(f"{self._where} does not stream its answers")
+            events = self._events(response.iter_bytes())
+            own.push_async_callback(events.aclose)
+            first = await anext(events, None)
+            stack.push_async_exit(own.pop_all())
+            return events, first
+
+    async def _events(self, chunks: AsyncIterator[bytes]) -> Events:
+        """Parsed events up to the one that says that all is done."""
+        try:
+            async for payload in payloads(chunks):
+                if payload == _DONE:
+                    return
+                body = self._object(payload)
+                if body.get("error"):
+                    raise self._said(_status(body["error"]), body)
+                yield body
+        except httpx.TimeoutException:
+            raise self._late() from None
+        except httpx.HTTPError:
+            raise self._lost() from None
+        raise self._lost()
+
+    async def _next(self, events: Events, patience: float) -> Mapping[str, Any] | None:
+        try:
+            async with asyncio.timeout(min(patience, self._endpoint.timeout)):
+                return await anext(events, None)
+        except TimeoutError:
+            raise self._late() from None
+
+    def _object(self, raw: bytes) -> Mapping[str, Any]:
+        body = _parse(raw)
         if not isinstance(body, dict):
             raise UpstreamMalformed(f"{self._where} answered with something that is no JSON object")
         return body
 
     def _failure(self, error: openai.APIStatusError) -> AdapterError:
-        status, body = error.status_code, _parse(error.response.content)
+        header = error.response.headers.get("retry-after")
+        return self._said(error.status_code, _parse(error.response.content), header)
+
+    def _said(self, status: int, body: Any, header: str | None = None) -> AdapterError:
+        """The error for an answer that is one; `header` is its Retry-After."""
         if status < 500 and (status != 429 or out_of_quota(body)):
             return refusal(
                 status,
@@ -160,7 +250,7 @@ class Transport:
                 model=self._endpoint.model,
                 key_name=self._endpoint.key_name,
             )
-        wait = retry_after(error.response.headers.get("retry-after"), time.time())
+        wait = retry_after(header, time.time())
         if wait > LONGEST_WAIT:
             return UpstreamUnavailable(f"{self._where} answered {status}: try again much later")
         return _Busy(f"{self._where} answered {status}: overloaded or not ready", wait)
@@ -169,6 +259,9 @@ class Transport:
         connecting = isinstance(error.__cause__, httpx.ConnectTimeout)
         if isinstance(error, openai.APITimeoutError) and not connecting:
             return self._late()
+        return self._lost()
+
+    def _lost(self) -> _Busy:
         return _Busy(
             f"no connection to {self._where}, or it broke off: "
             "is the server running, and is `base_url` right?"
@@ -201,6 +294,12 @@ def _until(date: str, now: float) -> float:
         return email.utils.parsedate_to_datetime(date).timestamp() - now
     except (ValueError, OverflowError):
         return 0.0
+
+
+def _status(error: Any) -> int:
+    """The status that an error inside a stream would have had; 500 where it does not say."""
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if type(code) is int and 400 <= code < 600 else 500
 
 
 def _wait(state: tenacity.RetryCallState) -> float:

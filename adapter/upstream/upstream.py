@@ -1,8 +1,9 @@
 """Upstream: a hosted model that shows its next-token distributions."""
 
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-from adapter.candidates import Draft
+from adapter.candidates import Draft, Usage
 from adapter.prefix import Prefix
 from adapter.upstream.capabilities import Capabilities
 
@@ -19,7 +20,8 @@ class Upstream(Protocol):
     """A hosted model behind an API.
 
     `identity` names all that its distributions depend on beside the prefix: dialect, address,
-    model, tokenizer, number of candidates.
+    model, tokenizer, number of candidates. Every attempt at a call takes one from the budget.
+    All methods raise UpstreamError, ContextTooLong, and what the budget raises.
     """
 
     @property
@@ -28,13 +30,35 @@ class Upstream(Protocol):
     @property
     def identity(self) -> tuple[str, ...]: ...
 
-    async def draft(self, prefix: Prefix, n: int, budget: Allowance) -> Draft:
+    async def draft(
+        self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
+    ) -> Draft:
         """Up to n positions: position j stands behind the prefix and the drafted tokens before j.
 
         None at all only with `finish_reason` stop: the upstream ended the text and hid how.
         `finish_reason` is None where the run was cut short of what the upstream generated.
-        Every attempt takes a call from the budget. Raises UpstreamError, ContextTooLong, and
-        what the budget raises.
+        Greedy, or `sampled`: each token drawn from the distribution shown for it, where
+        `capabilities.rejection`.
+        """
+        ...
+
+    def stream(
+        self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
+    ) -> AsyncGenerator[Draft, None]:
+        """The run of `draft` in pieces as they come, where `capabilities.streams`.
+
+        Closing the generator closes the connection, which ends the upstream's work. The pieces'
+        usage adds up: prompt tokens are guessed with the first and put right with the last, which
+        may take some off. Only the last may have a `finish_reason`, and it may have no positions.
+        """
+        ...
+
+    async def score(
+        self, prefix: Prefix, ids: Sequence[int], budget: Allowance
+    ) -> tuple[dict[int, float], Usage]:
+        """Log-probabilities (nats) of chosen next tokens, where `capabilities.scoring`.
+
+        Those the upstream cannot tell are left out.
         """
         ...
 

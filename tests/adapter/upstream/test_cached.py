@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from adapter.candidates import END, Candidate, Draft, Usage, make_position
 from adapter.prefix import Prefix
-from adapter.upstream.cached import CachedUpstream, dump_run, load_run
+from adapter.upstream.cached import CachedUpstream
 from adapter.upstream.capabilities import COMPLETIONS
+from adapter.upstream.runs import dump_run, load_run
 from adapter.upstream.upstream import Allowance
 from cache import Keys, MemoryCache
 from tests.adapter.upstream.vocabularies import Allowed, thorough
@@ -32,7 +33,9 @@ class Fixed:
         self.closed = False
         self._draft = draft
 
-    async def draft(self, prefix: Prefix, n: int, budget: Allowance) -> Draft:
+    async def draft(
+        self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
+    ) -> Draft:
         budget.take()
         self.asked += 1
         return self._draft

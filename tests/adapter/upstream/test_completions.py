@@ -92,9 +92,24 @@ def test_a_sampled_token_within_k_is_a_candidate() -> None:
     assert position.drafted == position.candidates[1]
 
 
-def test_a_generous_server_may_show_more_than_k() -> None:
-    (position,), _ = read(classic({"a": -0.6, "b": -1.0, "c": -3.0}), k=2)
-    assert len(position.candidates) == 3
+@pytest.mark.parametrize("token", ["a", "b", "c"])
+def test_what_a_generous_server_shows_does_not_depend_on_what_it_sampled(token: str) -> None:
+    shown = {"a": -0.6, "b": -1.0, "c": -3.0}
+    (position,), _ = read(classic({token: shown[token]} | shown), k=2)
+    assert [c.token for c in position.candidates] == [b"a", b"b"]
+    assert (position.floor, position.drafted and position.drafted.token) == (-1.0, token.encode())
+
+
+def test_a_sampled_token_as_likely_as_the_last_of_the_k_is_the_one_appended() -> None:
+    (position,), _ = read(classic({"b": -1.0, "a": -0.6, "c": -1.0}), k=2)
+    assert [c.token for c in position.candidates] == [b"a", b"c"]
+
+
+def test_sampled_runs_need_tokens_named_by_id() -> None:
+    body = classic({"token_id:99": -0.1, "token_id:100": -3.0})
+    assert read_run(body, NAMES, 2, 8, sampled=True) == read_run(body, NAMES, 2, 8)
+    with pytest.raises(UpstreamMalformed, match="by their text"):
+        read_run(classic({"a": -0.1, "b": -3.0}), NAMES, 2, 8, sampled=True)
 
 
 def test_logprobs_0_shows_the_sampled_token_alone_and_that_is_not_enough() -> None:
