@@ -3,9 +3,11 @@
 Log-probabilities are raw: float32 forwards, float64 log-softmax, before any sampling setting.
 """
 
+import asyncio
 import contextlib
+import json
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -24,7 +26,11 @@ Json = dict[str, Any]
 
 @dataclass
 class ModelServer:
-    """A served model; `requests` are the bodies received so far, `address` has no /v1."""
+    """A served model; `requests` are the bodies received so far, `address` has no /v1.
+
+    Without a seed every sampled answer is another. A stream comes to a stand after `hold` tokens;
+    `cut` is set when a client has hung up on one.
+    """
 
     model: PreTrainedModel
     tokenizer: Any
@@ -33,6 +39,9 @@ class ModelServer:
     address: str = ""
     requests: list[Json] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    luck: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+    hold: int | None = None
+    cut: threading.Event = field(default_factory=threading.Event)
 
     @property
     def base_url(self) -> str:
@@ -44,13 +53,15 @@ class ModelServer:
             logits = self.model(torch.tensor([ids])).logits[0, -1]
         return torch.log_softmax(logits.double(), -1)
 
-    def answer(self, body: Json) -> JSONResponse:
+    def answer(self, body: Json) -> Response:
         """The answer to a parsed request."""
         self.requests.append(body)
         problem = self._problem(body)
         if problem is not None:
             return problem
         prompts = _prompts(body["prompt"], self.tokenizer)
+        if body.get("stream"):
+            return StreamingResponse(self._events(prompts[0], body), media_type="text/event-stream")
         choices = [self._choice(i, ids, body) for i, ids in enumerate(prompts)]
         produced = sum(c.pop("_tokens") for c in choices)
         read = sum(len(ids) for ids in prompts)
@@ -62,14 +73,34 @@ class ModelServer:
                 "model": self.name,
                 "choices": choices,
                 "system_fingerprint": None,
-                "usage": {
-                    "prompt_tokens": read,
-                    "total_tokens": read + produced,
-                    "completion_tokens": produced,
-                    "prompt_tokens_details": None,
-                },
+                "usage": _usage(read, produced),
             }
         )
+
+    async def _events(self, prompt: list[int], body: Json) -> AsyncIterator[str]:
+        """A chunk for each token; text waits until its characters are whole."""
+        ids: list[int] = []
+        told = ""
+        try:
+            for token, row, finish in self._run(prompt, body):
+                if len(ids) == self.hold:
+                    await asyncio.Event().wait()
+                ids.append(token)
+                text = self.tokenizer.decode(ids, skip_special_tokens=True)
+                new = text[len(told) :] if finish or not text.endswith("\ufffd") else ""
+                told += new
+                yield self._event([self._shape(0, new, [(token, row)], finish, body)])
+                await asyncio.sleep(0)
+            if (body.get("stream_options") or {}).get("include_usage"):
+                yield self._event([], usage=_usage(len(prompt), len(ids)))
+            yield "data: [DONE]\n\n"
+        except asyncio.CancelledError:
+            self.cut.set()
+            raise
+
+    def _event(self, choices: list[Json], **more: Json) -> str:
+        chunk = {"id": "cmpl-0", "object": "text_completion", "created": 0, "model": self.name}
+        return f"data: {json.dumps(chunk | {'choices': choices} | more, ensure_ascii=False)}\n\n"
 
     def _problem(self, body: Json) -> JSONResponse | None:
         if body.get("model") != self.name:
@@ -82,39 +113,58 @@ class ModelServer:
         if longest + body.get("max_tokens", 16) > limit:
             message = f"This model's maximum context length is {limit} tokens."
             return _error(400, message, "BadRequestError", "input_tokens")
+        chosen = body.get("logprob_token_ids") or []
+        if len(chosen) > 128 or not set(chosen) <= set(range(self.model.config.vocab_size)):
+            return _error(400, "logprob_token_ids", "BadRequestError", "logprob_token_ids")
         return None
 
     def _choice(self, index: int, prompt: list[int], body: Json) -> Json:
-        ids, run, finish = list(prompt), [], "length"
-        generator = torch.Generator().manual_seed(body.get("seed") or 0)
-        for _ in range(body.get("max_tokens", 16)):
+        run = list(self._run(prompt, body))
+        text = self.tokenizer.decode([token for token, _, _ in run], skip_special_tokens=True)
+        steps = [(token, row) for token, row, _ in run]
+        return self._shape(index, text, steps, run[-1][2], body) | {"_tokens": len(run)}
+
+    def _run(self, prompt: list[int], body: Json) -> Iterator[tuple[int, torch.Tensor, str | None]]:
+        """Each token with its distribution, and with the last why it is the last."""
+        ids, seed, longest = list(prompt), body.get("seed"), body.get("max_tokens", 16)
+        generator = self.luck if seed is None else torch.Generator().manual_seed(seed)
+        finish = None
+        while finish is None:
             row = self.logprobs(ids)
             token = _draw(row, body.get("temperature", 1.0), generator)
-            run.append((token, row))
             ids.append(token)
             if token == self.tokenizer.eos_token_id:
                 finish = "stop"
-                break
-        text = self.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
-        k = body.get("logprobs")
-        named = bool(body.get("return_tokens_as_token_ids"))
+            elif len(ids) == len(prompt) + longest:
+                finish = "length"
+            yield token, row, finish
+
+    def _shape(
+        self,
+        index: int,
+        text: str,
+        run: list[tuple[int, torch.Tensor]],
+        finish: str | None,
+        body: Json,
+    ) -> Json:
         return {
             "index": index,
             "text": text,
-            "logprobs": None if k is None else self._logprobs(run, k, named),
+            "logprobs": None if body.get("logprobs") is None else self._logprobs(run, body),
             "finish_reason": finish,
             "stop_reason": None,
             "token_ids": None,
             "prompt_logprobs": None,
-            "_tokens": len(run),
         }
 
-    def _logprobs(self, run: list[tuple[int, torch.Tensor]], k: int, named: bool) -> Json:
+    def _logprobs(self, run: list[tuple[int, torch.Tensor]], body: Json) -> Json:
+        named, chosen = body.get("return_tokens_as_token_ids"), body.get("logprob_token_ids")
+
         def name(token: int) -> str:
             return f"token_id:{token}" if named else self.tokenizer.decode([token])
 
         def top(token: int, row: torch.Tensor) -> dict[str, float]:
-            best = row.topk(min(k, len(row))).indices.tolist()
+            best = chosen or row.topk(min(body["logprobs"], len(row))).indices.tolist()
             shown = best if token in best else [token, *best]  # the sampled one comes first
             return {name(i): row[i].item() for i in shown}
 
@@ -135,7 +185,7 @@ def model_server(
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     server = ModelServer(model, AutoTokenizer.from_pretrained(directory), name, key)
 
-    async def completions(request: Request) -> JSONResponse:
+    async def completions(request: Request) -> Response:
         if key is not None and request.headers.get("authorization") != f"Bearer {key}":
             return _error(401, "Unauthorized", "AuthenticationError", None)
         return server.answer(await request.json())
@@ -151,6 +201,15 @@ def _prompts(prompt: Any, tokenizer: Any) -> list[list[int]]:
     if isinstance(prompt[0], int):
         return [prompt]
     return [ids for part in prompt for ids in _prompts(part, tokenizer)]
+
+
+def _usage(read: int, produced: int) -> Json:
+    return {
+        "prompt_tokens": read,
+        "total_tokens": read + produced,
+        "completion_tokens": produced,
+        "prompt_tokens_details": None,
+    }
 
 
 def _draw(row: torch.Tensor, temperature: float, generator: torch.Generator) -> int:

@@ -16,7 +16,7 @@ class Reply:
     """One answer: `body` bytes as they are, anything else as JSON.
 
     `silent`: no answer at all. `cut`: that many bytes of the body, then the end of the
-    connection.
+    connection. `stall`: that many bytes, then nothing more.
     """
 
     status: int = 200
@@ -24,6 +24,7 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
     silent: bool = False
     cut: int | None = None
+    stall: int | None = None
 
     @property
     def payload(self) -> bytes:
@@ -120,6 +121,13 @@ def classic(*steps: Mapping[str, float], text: str = "", finish: str = "length")
     }
 
 
+def events(*bodies: Any, done: bool = True, **changes: Any) -> Reply:
+    """A stream of events, each of them an answer's JSON."""
+    data = b"".join(b"data: %b\n\n" % json.dumps(body).encode() for body in bodies)
+    headers = {"content-type": "text/event-stream"}
+    return Reply(body=data + b"data: [DONE]\n\n" * done, headers=headers, **changes)
+
+
 def native(*steps: Sequence[tuple[int, bytes, float]], finish: str = "length") -> Json:
     """A /v1/completions answer in llama.cpp's shape; each step's first entry is the sampled one."""
     entries = [
@@ -151,8 +159,10 @@ async def _send(reply: Reply, writer: asyncio.StreamWriter) -> bool:
     lines = [f"HTTP/1.1 {reply.status} X", f"content-length: {len(reply.payload)}"]
     lines += [f"{name}: {value}" for name, value in reply.headers.items()]
     head = "\r\n".join([*lines, "", ""]).encode()
-    writer.write(head + (reply.payload if reply.cut is None else reply.payload[: reply.cut]))
+    writer.write(head + reply.payload[: reply.stall if reply.cut is None else reply.cut])
     await writer.drain()
+    if reply.stall is not None:
+        await asyncio.sleep(3600)
     return reply.cut is None
 
 
