@@ -61,7 +61,7 @@ class CompletionsUpstream:
     ) -> AsyncGenerator[Draft, None]:
         """The same run, a piece for each event."""
         events = self._transport.stream(prefix.ids, self._fields(n, sampled), budget)
-        return pieces(events, _Run(self._names, self._k, n, sampled), len(prefix.ids))
+        return pieces(events, CompletionsRun(self._names, self._k, n, sampled), len(prefix.ids))
 
     async def score(
         self, prefix: Prefix, ids: Sequence[int], budget: Allowance
@@ -94,7 +94,7 @@ def read_run(
     A run is cut behind a token that cannot be named; it is empty where the upstream stopped at
     once and did not show END. Raises UpstreamMalformed.
     """
-    run = _Run(names, k, n, sampled)
+    run = CompletionsRun(names, k, n, sampled)
     return run.read(only_choice(body)), run.finish()
 
 
@@ -105,7 +105,7 @@ def read_scores(body: Mapping[str, Any], ids: Sequence[int]) -> dict[int, float]
     return {i: min(value, 0.0) for i, value in found.items() if math.isfinite(value)}
 
 
-class _Run:
+class CompletionsRun:
     """Reads a run from a whole answer or from the chunks of one."""
 
     def __init__(self, names: TokenNames, k: int, n: int, sampled: bool) -> None:

@@ -84,7 +84,9 @@ class LlamaCppUpstream:
         if n > 1:
             fields = _PLAIN | {"max_tokens": n, "logprobs": self._k}
             events = self._transport.stream(prefix.ids, fields, budget)
-            async with aclosing(pieces(events, _Run(self._names, n), len(prefix.ids))) as run:
+            async with aclosing(
+                pieces(events, LlamaCppRun(self._names, n), len(prefix.ids))
+            ) as run:
                 async for piece in run:
                     found = found or bool(piece.positions)
                     yield piece
@@ -122,7 +124,7 @@ class LlamaCppUpstream:
     async def _run(self, prefix: Prefix, n: int, budget: Allowance) -> Draft:
         fields = _PLAIN | {"max_tokens": n, "logprobs": self._k}
         answer = await self._transport.complete(prefix.ids, fields, budget)
-        run, usage = _Run(self._names, n), usage_of(answer.body, answer.calls)
+        run, usage = LlamaCppRun(self._names, n), usage_of(answer.body, answer.calls)
         positions = run.read(only_choice(answer.body))
         return Draft(positions, run.finish(usage.completion_tokens), usage)
 
@@ -143,7 +145,7 @@ def read_run(body: Mapping[str, Any], names: TokenNames) -> tuple[Position, ...]
 
     Raises UpstreamMalformed.
     """
-    return _Run(names).read(only_choice(body))
+    return LlamaCppRun(names).read(only_choice(body))
 
 
 def read_score(body: Mapping[str, Any], token: int) -> dict[int, float]:
@@ -159,7 +161,7 @@ def read_score(body: Mapping[str, Any], token: int) -> dict[int, float]:
     return {token: min(value, 0.0)} if math.isfinite(value) else {}
 
 
-class _Run:
+class LlamaCppRun:
     """Reads a run from a whole answer or from the chunks of one, withheld until they are text."""
 
     def __init__(self, names: TokenNames, n: int | None = None) -> None:

@@ -1,17 +1,22 @@
 """The prefix cache in front of an upstream."""
 
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adapter.candidates import END, Candidate, Draft, Usage, make_position
+from adapter.errors import UpstreamUnavailable
 from adapter.prefix import Prefix
 from adapter.upstream.cached import CachedUpstream
 from adapter.upstream.capabilities import COMPLETIONS
-from adapter.upstream.runs import dump_run, load_run
-from adapter.upstream.upstream import Allowance
+from adapter.upstream.runs import LARGEST, dump_run, dump_scores, load_run, load_scores
+from adapter.upstream.upstream import Allowance, Upstream
 from cache import Keys, MemoryCache
 from tests.adapter.upstream.vocabularies import Allowed, thorough
+from tests.support.synthetic import Synthetic, vocabulary_of_size
 
 A, B = Candidate(b"a", -0.5, 99), Candidate(b"\xe3", -1.5, 7)
 RUN = Draft(
@@ -40,11 +45,21 @@ class Fixed:
         self.asked += 1
         return self._draft
 
+    async def stream(
+        self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
+    ) -> AsyncGenerator[Draft, None]:
+        yield await self.draft(prefix, n, budget, sampled)
+
+    async def score(
+        self, prefix: Prefix, ids: Sequence[int], budget: Allowance
+    ) -> tuple[dict[int, float], Usage]:
+        raise NotImplementedError
+
     async def close(self) -> None:
         self.closed = True
 
 
-def cached(inner: Fixed, cache: MemoryCache | None, keys: Keys | None = None) -> CachedUpstream:
+def cached(inner: Upstream, cache: MemoryCache | None, keys: Keys | None = None) -> CachedUpstream:
     return CachedUpstream(inner, cache, keys)
 
 
@@ -113,6 +128,186 @@ async def test_is_the_upstream_to_everybody_else() -> None:
     assert upstream.capabilities is inner.capabilities
     await upstream.close()
     assert inner.closed
+
+
+class Watched(MemoryCache):
+    """A cache that counts what it is asked, and what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__(10**8, 60)
+        self.reads = 0
+        self.sizes: list[int] = []
+
+    async def get(self, key: bytes) -> bytes | None:
+        self.reads += 1
+        return await super().get(key)
+
+    async def put(self, key: bytes, value: bytes) -> None:
+        self.sizes.append(len(value))
+        await super().put(key, value)
+
+
+def endless(size: int = 9, **options) -> Synthetic:
+    return Synthetic(vocabulary_of_size(size), end_logit=-50, **options)
+
+
+def behind(prefix: Prefix, run: Draft, count: int) -> Prefix:
+    for position in run.positions[:count]:
+        prefix = prefix.extend(position.drafted)
+    return prefix
+
+
+async def test_sampled_and_greedy_runs_share_their_entries() -> None:
+    inner, cache = endless(k=3), Watched()
+    upstream = cached(inner, cache)
+    fresh = await upstream.draft(PREFIX, 6, Allowed(), sampled=True)
+    greedy = await upstream.draft(PREFIX, 6, Allowed())
+    assert (fresh.source, greedy.source) == ("upstream", "cache")
+    assert greedy.positions == fresh.positions
+    assert (inner.calls, cache.reads) == (1, 2)
+
+
+async def test_a_stream_is_stored_and_read_as_one_piece() -> None:
+    inner, cache = endless(), Watched()
+    upstream = cached(inner, cache)
+    pieces = [piece async for piece in upstream.stream(PREFIX, 6, Allowed())]
+    again = [piece async for piece in upstream.stream(PREFIX, 6, Allowed())]
+    positions = tuple(position for piece in pieces for position in piece.positions)
+    assert len(pieces) == len(positions) == 6
+    assert again == [Draft(positions, "length", Usage(), source="cache")]
+    assert await upstream.draft(PREFIX, 6, Allowed()) == again[0]
+    assert (inner.calls, cache.reads, len(cache.sizes)) == (1, 3, 1)
+
+
+async def test_a_stream_closed_early_stores_what_came() -> None:
+    inner, cache = endless(), Watched()
+    upstream = cached(inner, cache)
+    whole = await inner.draft(PREFIX, 9, Allowed())
+    async with aclosing(upstream.stream(PREFIX, 9, Allowed())) as pieces:
+        for _ in range(3):
+            await anext(pieces)
+    assert inner.cuts == 1
+    stored = await upstream.draft(PREFIX, 9, Allowed())
+    assert stored == Draft(whole.positions[:3], None, Usage(), source="cache")
+
+
+class Breaking(Synthetic):
+    """An upstream whose streams break off behind the second piece."""
+
+    async def stream(self, prefix, n, budget, sampled=False):
+        at = 0
+        async for piece in super().stream(prefix, n, budget, sampled):
+            if at == 2:
+                raise UpstreamUnavailable("broken")
+            at += 1
+            yield piece
+
+
+async def test_a_stream_that_breaks_stores_what_came() -> None:
+    cache = Watched()
+    upstream = cached(Breaking(vocabulary_of_size(9), end_logit=-50), cache)
+    with pytest.raises(UpstreamUnavailable):
+        [piece async for piece in upstream.stream(PREFIX, 9, Allowed())]
+    stored = await upstream.draft(PREFIX, 9, Allowed())
+    assert (len(stored.positions), stored.finish_reason, stored.source) == (2, None, "cache")
+
+
+async def test_a_stream_without_a_piece_stores_nothing() -> None:
+    cache = Watched()
+    upstream = cached(endless(), cache)
+    with pytest.raises(Exception, match="no call is left"):
+        [piece async for piece in upstream.stream(PREFIX, 9, Allowed(0))]
+    assert cache.sizes == []
+
+
+async def test_a_hidden_end_is_stored() -> None:
+    inner = Synthetic(vocabulary_of_size(9), end_logit=9, end_visible=False)
+    upstream = cached(inner, Watched())
+    for _ in range(2):
+        pieces = [piece async for piece in upstream.stream(PREFIX, 9, Allowed())]
+        assert [(p.positions, p.finish_reason) for p in pieces] == [((), "stop")]
+    assert inner.calls == 1
+
+
+async def test_long_runs_are_stored_in_parts_each_at_its_own_prefix() -> None:
+    inner, cache = endless(), Watched()
+    upstream = cached(inner, cache)
+    run = await upstream.draft(PREFIX, 70, Allowed())
+    assert len(cache.sizes) == 3
+    parts = [await upstream.draft(behind(PREFIX, run, at), 99, Allowed()) for at in (0, 32, 64)]
+    assert [part.source for part in parts] == ["cache"] * 3
+    assert [part.finish_reason for part in parts] == [None, None, "length"]
+    assert tuple(p for part in parts for p in part.positions) == run.positions
+    assert [len(part.positions) for part in parts] == [32, 32, 6]
+    assert inner.calls == 1
+
+
+async def test_large_runs_are_stored_in_smaller_parts() -> None:
+    inner, cache = endless(1000), Watched()
+    upstream = cached(inner, cache)
+    run = await upstream.draft(PREFIX, 32, Allowed())
+    assert len(cache.sizes) > 2
+    assert max(cache.sizes) <= LARGEST + 200
+    at = 0
+    while at < 32:
+        part = await upstream.draft(behind(PREFIX, run, at), 32, Allowed())
+        assert part.source == "cache"
+        assert part.positions == run.positions[at : at + len(part.positions)]
+        at += len(part.positions)
+    assert (at, inner.calls) == (32, 1)
+
+
+async def test_a_position_larger_than_an_entry_is_stored_alone() -> None:
+    inner, cache = endless(8000), Watched()
+    upstream = cached(inner, cache)
+    run = await upstream.draft(PREFIX, 2, Allowed())
+    assert len(cache.sizes) == 2
+    assert min(cache.sizes) > LARGEST
+    second = await upstream.draft(behind(PREFIX, run, 1), 2, Allowed())
+    assert (second.positions, second.source) == (run.positions[1:], "cache")
+
+
+async def test_a_run_ends_in_the_cache_where_its_tokens_have_no_id() -> None:
+    nameless = make_position([Candidate(b"a", -0.5), B], Candidate(b"a", -0.5))
+    inner, cache = Fixed(Draft((nameless,) * 40, "length", Usage())), Watched()
+    await cached(inner, cache).draft(PREFIX, 40, Allowed())
+    assert len(cache.sizes) == 1
+    assert len((await cached(inner, cache).draft(PREFIX, 40, Allowed())).positions) == 32
+
+
+async def test_scores_have_entries_of_their_own_and_only_new_ones_are_asked_for() -> None:
+    inner, cache, budget = endless(k=1), Watched(), Allowed()
+    upstream = cached(inner, cache)
+    before = await upstream.draft(PREFIX, 1, budget)
+    truth = inner.logprobs(PREFIX.ids)
+    assert await upstream.score(PREFIX, [2, 3], budget) == (
+        {2: truth[2], 3: truth[3]},
+        Usage(1, 3, 0, 1),
+    )
+    again = await upstream.score(PREFIX, [3, 2], budget)
+    assert again == ({2: truth[2], 3: truth[3]}, Usage())
+    more, _ = await upstream.score(PREFIX, [3, 4, 99], budget)
+    assert more == {3: truth[3], 4: truth[4]}
+    assert await upstream.score(PREFIX, [2, 4, 99], budget) == (
+        {2: truth[2], 4: truth[4]},
+        Usage(),
+    )
+    assert (inner.calls, budget.taken, cache.reads) == (3, 3, 5)
+    assert (await upstream.draft(PREFIX, 1, budget)).positions == before.positions
+
+
+async def test_without_a_cache_scores_and_streams_are_asked_for_each_time() -> None:
+    inner = endless()
+    upstream = cached(inner, None)
+    for _ in range(2):
+        assert len((await upstream.score(PREFIX, [2], Allowed()))[0]) == 1
+        assert len([piece async for piece in upstream.stream(PREFIX, 2, Allowed())]) == 2
+    assert inner.calls == 4
+
+
+@given(st.dictionaries(st.integers(0, 10**6), st.one_of(st.none(), st.floats(-900, 0))))
+def test_scores_come_back_as_they_were(scores: dict[int, float | None]) -> None:
+    assert load_scores(dump_scores(scores)) == scores
 
 
 candidates = st.builds(

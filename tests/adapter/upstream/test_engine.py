@@ -1,8 +1,15 @@
 """The llama.cpp dialect against llama.cpp itself, beside the same model under transformers."""
 
+import json
 import random
+import re
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 
+import httpx
 import pytest
 
 from adapter.candidates import END, Position
@@ -10,6 +17,7 @@ from adapter.demo.engine import Engine, EngineOptions
 from adapter.errors import ContextTooLong, UpstreamMalformed
 from adapter.prefix import Prefix
 from adapter.upstream import Endpoint, Upstream, connect
+from tests.adapter.upstream.test_stream import total
 from tests.adapter.upstream.vocabularies import BYTES, Allowed
 from tests.support.model_server import ModelServer, model_server
 from tests.support.tiny import tiny
@@ -131,6 +139,113 @@ async def test_top_k_is_the_head_of_the_whole(
         assert [c.id for c in few.candidates] == [c.id for c in all_of_it.candidates[:5]]
         assert few.hidden > all_of_it.hidden
     await top.close()
+
+
+async def test_a_streamed_run_is_the_run(upstream: Upstream, vocabulary: Vocabulary) -> None:
+    partial, lengths, single = 0, set(), 0
+    for prefix in prefixes(40, len(vocabulary.tokens)):
+        await upstream.draft(prefix, 8, Allowed())  # from here on the prompt is in the cache
+        whole = await upstream.draft(prefix, 8, Allowed())
+        run = total([piece async for piece in upstream.stream(prefix, 8, Allowed())])
+        assert (run.positions, run.finish_reason) == (whole.positions, whole.finish_reason)
+        assert run.usage.calls == whole.usage.calls
+        if whole.finish_reason is not None:
+            assert run.usage == whole.usage
+        lengths.add(len(run.positions))
+        single += run.usage.calls == 2
+        partial += any(p.drafted and p.drafted.token[-1:] > b"\x7f" for p in whole.positions)
+    assert {1, 8} <= lengths
+    assert single > 2, "no first position was lost: a weak test"
+    assert partial > 5, "no multi-byte characters: a weak test"
+
+
+async def test_pieces_come_one_by_one(upstream: Upstream, vocabulary: Vocabulary) -> None:
+    prefix = Prefix.of(vocabulary.encode(b"The harbour"))
+    pieces = [piece async for piece in upstream.stream(prefix, 6, Allowed())]
+    whole = total(pieces)
+    assert [len(p.positions) for p in pieces[: len(whole.positions)]] == [1] * len(whole.positions)
+    assert len(whole.positions) > 2
+    assert whole.usage.prompt_tokens == len(prefix.ids)
+
+
+COUNTING = """
+import sys
+from adapter.demo import engine
+
+quiet = engine._parameters
+def counting(*arguments):
+    parameters = quiet(*arguments)
+    parameters.endpoint_metrics = True
+    return parameters
+engine._parameters = counting
+engine.serve(sys.argv[1], engine.EngineOptions(context=512, slots=1, threads=1))
+"""
+
+
+@pytest.fixture
+def counting() -> Iterator[str]:
+    """The address of an engine that tells how many tokens it has made."""
+    command = [sys.executable, "-c", COUNTING, str(tiny().gguf)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        address = json.loads(process.stdout.readline())["address"]
+        while httpx.get(f"{address}/health").status_code != 200:
+            time.sleep(0.02)
+        yield address
+        process.kill()
+
+
+def made(address: str) -> int:
+    (count,) = re.findall(r"^llamacpp:tokens_predicted_total (\d+)", metrics(address), re.M)
+    return int(count)
+
+
+def metrics(address: str) -> str:
+    while "llamacpp:requests_processing 0" not in (told := httpx.get(f"{address}/metrics").text):
+        time.sleep(0.02)
+    return told
+
+
+async def test_a_closed_stream_ends_the_engines_work(counting: str, vocabulary: Vocabulary) -> None:
+    endpoint = Endpoint(f"{counting}/v1", "demo")
+    upstream = connect(endpoint, api="llama.cpp", vocabulary=vocabulary, top_logprobs=400)
+    for prefix in prefixes(20, len(vocabulary.tokens)):
+        whole = (await upstream.draft(prefix, 400, Allowed())).usage.completion_tokens
+        if whole == 400:
+            break
+    else:
+        pytest.fail("every text ends early: a weak test")
+    cuts = []
+    for _ in range(5):  # the tiny model makes thousands a second: on a busy machine one may be late
+        before = made(counting)
+        async with aclosing(upstream.stream(prefix, 400, Allowed())) as pieces:
+            await anext(pieces)
+        cuts.append(made(counting) - before)
+    assert 0 < min(cuts) < whole // 2, cuts
+    await upstream.close()
+
+
+async def test_forced_scores_are_the_whole_vocabularys(
+    upstream: Upstream, vocabulary: Vocabulary
+) -> None:
+    """Left out are exactly the tokens that end inside a character."""
+    size, budget = len(vocabulary.tokens), Allowed()
+    prefix = Prefix.of(vocabulary.encode("The harbour 東".encode()))
+    await upstream.draft(prefix, 1, Allowed())
+    (whole,) = (await upstream.draft(prefix, 1, Allowed())).positions
+    shown = {c.id: c.logprob for c in whole.candidates}
+    scores, usage = await upstream.score(prefix, [*range(size), 5, 10**6], budget)
+    assert usage.calls == budget.taken == size
+    left_out = {i for i in range(size) if begins_a_character(vocabulary.tokens[i])}
+    assert len(left_out) > 10
+    assert set(scores) == set(range(size)) - left_out
+    assert max(abs(value - shown[i]) for i, value in scores.items()) < 1e-6
+
+
+def begins_a_character(token: bytes) -> bool:
+    """Whether its last bytes wait for more, as the server sees it."""
+    leads = ((1, 0xC0), (2, 0xE0), (3, 0xF0))  # so far from the end, at least such a byte
+    return any(len(token) >= back and lead <= token[-back] < 0xF8 for back, lead in leads)
 
 
 async def test_the_prompt_cache_is_used(upstream: Upstream, vocabulary: Vocabulary) -> None:

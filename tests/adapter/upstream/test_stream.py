@@ -2,11 +2,14 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
+from itertools import pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adapter.candidates import Candidate, Draft, Position, Usage
 from adapter.errors import (
@@ -20,17 +23,20 @@ from adapter.errors import (
 )
 from adapter.prefix import Prefix
 from adapter.upstream import Endpoint, Upstream, connect
-from adapter.upstream.completions import read_run, read_scores
+from adapter.upstream.completions import CompletionsRun, read_run, read_scores
+from adapter.upstream.llamacpp import LlamaCppRun
+from adapter.upstream.pieces import Run, pieces
 from adapter.upstream.tokens import TokenNames
 from adapter.upstream.transport import Answer, Transport
 from tests.adapter.upstream.test_transport import Naps, endpoint
-from tests.adapter.upstream.vocabularies import BYTES, Allowed, sample, vocabulary_of
+from tests.adapter.upstream.vocabularies import BYTES, Allowed, sample, thorough, vocabulary_of
 from tests.support.model_server import ModelServer, model_server
 from tests.support.scripted import Reply, Scripted, classic, events, native, scripted
 from tests.support.tiny import tiny
 from tokenizer_maps.loading import load_vocabulary
 from tokenizer_maps.vocabulary import Vocabulary
 
+NAMES = TokenNames(BYTES)
 PREFIX = Prefix.of([5, 6, 7])
 PIECE = classic({"token_id:99": -0.1, "token_id:100": -3.0}, text="a", finish="")
 LAST = classic({"token_id:100": -0.2, "token_id:99": -3.0}, text="b")
@@ -39,17 +45,17 @@ SPENT = {"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 3}}
 WHOLE = events(*PIECES, SPENT)
 
 
-def total(pieces: list[Draft]) -> Draft:
+def total(parts: list[Draft]) -> Draft:
     """The pieces as one draft; checks that only the last tells why the run ended."""
-    assert all(piece.finish_reason is None for piece in pieces[:-1])
-    positions = tuple(position for piece in pieces for position in piece.positions)
-    usage = sum((piece.usage for piece in pieces), Usage())
-    return Draft(positions, pieces[-1].finish_reason if pieces else None, usage)
+    assert all(part.finish_reason is None for part in parts[:-1])
+    positions = tuple(position for part in parts for position in part.positions)
+    usage = sum((part.usage for part in parts), Usage())
+    return Draft(positions, parts[-1].finish_reason if parts else None, usage)
 
 
 async def streamed(upstream: Upstream, prefix: Prefix, n: int, budget: Any = None) -> Draft:
-    pieces = upstream.stream(prefix, n, budget or Allowed())
-    return total([piece async for piece in pieces])
+    run = upstream.stream(prefix, n, budget or Allowed())
+    return total([piece async for piece in run])
 
 
 def wire(base_url: str, **options: Any) -> Upstream:
@@ -245,6 +251,77 @@ async def test_llama_cpp_shows_no_sampled_runs() -> None:
         await upstream.draft(PREFIX, 4, Allowed(), sampled=True)
     with pytest.raises(ValueError, match="every step"):
         await anext(upstream.stream(PREFIX, 4, Allowed(), sampled=True))
+
+
+async def chunked(run: Run, choices: list[Any]) -> Draft:
+    """What a run reads from chunks."""
+
+    async def sent() -> AsyncGenerator[Answer, None]:
+        for i, choice in enumerate(choices):
+            yield Answer({"choices": [choice]}, int(i == 0))
+        yield Answer({"choices": [], "usage": {"completion_tokens": count}}, 0)
+
+    count = sum(
+        len(c["logprobs"]["tokens" if "tokens" in c["logprobs"] else "content"]) for c in choices
+    )
+    return total([piece async for piece in pieces(sent(), run, 3)])
+
+
+ids = st.integers(0, 258)
+steps = st.lists(
+    st.tuples(ids, st.dictionaries(ids, st.floats(-20, -1.4), min_size=1, max_size=4)),
+    min_size=1,
+    max_size=7,
+)
+bounds = st.lists(st.integers(0, 7), max_size=4)
+
+
+def cuts(count: int, at: list[int]) -> list[tuple[int, int]]:
+    within = sorted({0, count, *(min(i, count) for i in at)})
+    return list(pairwise(within))
+
+
+@thorough
+@given(steps, bounds, st.sampled_from(["stop", "length"]), st.integers(1, 8))
+async def test_chunks_of_any_size_read_as_the_whole(
+    run: list[Any], at: list[int], finish: str, n: int
+) -> None:
+    shown = [
+        {f"token_id:{i}": top.get(i, -9.0)} | {f"token_id:{i}": v for i, v in top.items()}
+        for i, top in run
+    ]
+    whole = read_run(classic(*shown, finish=finish), NAMES, 4, n)
+    parts = [classic(*shown[a:b], finish="")["choices"][0] for a, b in cuts(len(shown), at)]
+    parts[-1]["finish_reason"] = finish
+    draft = await chunked(CompletionsRun(NAMES, 4, n, sampled=False), parts)
+    assert (draft.positions, draft.finish_reason) == whole
+
+
+@thorough
+@given(steps, bounds, st.lists(st.booleans(), min_size=7, max_size=7), st.integers(1, 8))
+async def test_chunks_of_llama_cpp_read_as_the_whole(
+    run: list[Any], at: list[int], lost: list[bool], n: int
+) -> None:
+    sent = [
+        [
+            (i, BYTES.tokens[i], v)
+            for i, v in [(t % 258, -9.0), *((j % 258, v) for j, v in top.items())]
+        ]
+        for t, top in run
+    ]
+    entries = native(*sent)["choices"][0]["logprobs"]["content"]
+    for entry, late in zip(entries, lost, strict=False):
+        entry["bytes"] = [0xC3] * late + entry["bytes"]
+    body = {"choices": [{"logprobs": {"content": entries}, "finish_reason": "length"}]}
+    whole = LlamaCppRun(NAMES, n)
+    positions = whole.read(body["choices"][0])
+    parts: list[Any] = [
+        {"logprobs": {"content": entries[a:b]}, "finish_reason": None}
+        for a, b in cuts(len(entries), at)
+    ]
+    parts[-1]["finish_reason"] = "length"
+    draft = await chunked(LlamaCppRun(NAMES, n), parts)
+    assert (draft.positions, draft.finish_reason) == (positions, whole.finish(len(entries)))
 
 
 # Recorded from vLLM: a sampled run of eight, whose first and seventh token are none of the top 3.
