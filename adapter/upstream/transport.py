@@ -8,7 +8,7 @@ import math
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -35,6 +35,7 @@ LONGEST_STREAM = 10
 
 _PRINTABLE = re.compile(r"[!-~]+")
 _CONNECT = 5.0
+_END = 0.2
 _LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=30.0)
 _JITTER = tenacity.wait_random_exponential(multiplier=0.5, max=4.0)
 
@@ -212,6 +213,7 @@ class Transport:
         try:
             async for payload in payloads(chunks):
                 if payload == _DONE:
+                    await _drain(chunks)
                     return
                 body = self._object(payload)
                 if body.get("error"):
@@ -294,6 +296,14 @@ def _until(date: str, now: float) -> float:
         return email.utils.parsedate_to_datetime(date).timestamp() - now
     except (ValueError, OverflowError):
         return 0.0
+
+
+async def _drain(chunks: AsyncIterator[bytes]) -> None:
+    """Read to the end, so that the connection can be used again, if the end is near."""
+    with suppress(TimeoutError, httpx.HTTPError):
+        async with asyncio.timeout(_END):
+            async for _ in chunks:
+                pass
 
 
 def _status(error: Any) -> int:

@@ -16,7 +16,7 @@ class Reply:
     """One answer: `body` bytes as they are, anything else as JSON.
 
     `silent`: no answer at all. `cut`: that many bytes of the body, then the end of the
-    connection. `stall`: that many bytes, then nothing more.
+    connection. `stall`: that many bytes, then nothing more. `more`: the length promises more.
     """
 
     status: int = 200
@@ -25,6 +25,7 @@ class Reply:
     silent: bool = False
     cut: int | None = None
     stall: int | None = None
+    more: bool = False
 
     @property
     def payload(self) -> bytes:
@@ -33,12 +34,16 @@ class Reply:
 
 @dataclass
 class Scripted:
-    """A running script: the last reply is repeated; `requests` and `headers` are as received."""
+    """A running script: the last reply is repeated; `requests` and `headers` are as received.
+
+    `connections` are counted when they are opened.
+    """
 
     replies: list[Reply]
     address: str = ""
     requests: list[Json] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    connections: int = 0
 
     @property
     def base_url(self) -> str:
@@ -50,6 +55,7 @@ class Scripted:
         return len(self.requests)
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         try:
             while await self._exchange(reader, writer):
                 pass
@@ -156,7 +162,7 @@ async def _send(reply: Reply, writer: asyncio.StreamWriter) -> bool:
     """Send a reply; False where the connection has to end with it."""
     if reply.silent:
         await asyncio.sleep(3600)
-    lines = [f"HTTP/1.1 {reply.status} X", f"content-length: {len(reply.payload)}"]
+    lines = [f"HTTP/1.1 {reply.status} X", f"content-length: {len(reply.payload) + reply.more}"]
     lines += [f"{name}: {value}" for name, value in reply.headers.items()]
     head = "\r\n".join([*lines, "", ""]).encode()
     writer.write(head + reply.payload[: reply.stall if reply.cut is None else reply.cut])

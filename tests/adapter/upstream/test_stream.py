@@ -97,6 +97,25 @@ async def test_asks_for_a_stream_with_its_usage() -> None:
     }
 
 
+async def test_a_stream_read_to_its_end_leaves_its_connection_to_the_next() -> None:
+    with scripted(WHOLE) as script:
+        upstream = wire(script.base_url)
+        for _ in range(3):
+            await streamed(upstream, PREFIX, 3)
+        assert script.connections == 1
+        async with aclosing(upstream.stream(PREFIX, 3, Allowed())) as run:
+            await anext(run)
+        await streamed(upstream, PREFIX, 3)
+        assert script.connections == 2
+        await upstream.close()
+
+
+async def test_a_server_that_does_not_hang_up_has_said_all() -> None:
+    with scripted(Reply(body=WHOLE.body, headers=WHOLE.headers, more=True)) as script:
+        got = await call(script)
+    assert [event.body for event in got] == [*PIECES, SPENT]
+
+
 async def test_before_the_first_event_it_is_tried_again_and_every_attempt_counts() -> None:
     overloaded = events({"error": {"message": "x", "code": 503}})
     broken = Reply(body=b"data: {", headers=WHOLE.headers, cut=4)
