@@ -12,7 +12,7 @@ import numpy as np
 from adapter.budget import Budget
 from adapter.candidates import END, Alternative, Candidate, Draft, Ending, Position, Step, Usage
 from adapter.errors import AdapterError, BadRequest, BudgetExceeded, ContextTooLong
-from adapter.pair.reader import Reader
+from adapter.pair.reader import Place, Reader
 from adapter.prefix import Prefix
 from adapter.request import Sampling
 from adapter.steering import Adapted, draw, hidden_wishes, noise, penalised, steer
@@ -70,7 +70,7 @@ async def decode(
         if not draft.positions:
             yield Ending("stop", release.flush(), usage, frozenset({"end_unsteered"}))
             return
-        step, chosen = await _step(generation, draft, counts, at)
+        step, chosen = await _step(generation, prefix, draft, counts, at)
         text = "" if step.special else release.feed(chosen.token)
         yield replace(step, text=text)
         if release.stopped or chosen.special == END:
@@ -98,11 +98,11 @@ async def _draft_and_read(
 
 
 async def _step(
-    generation: Generation, draft: Draft, counts: Counter[int], at: int
+    generation: Generation, prefix: Prefix, draft: Draft, counts: Counter[int], at: int
 ) -> tuple[Step, Candidate]:
     """The step at a draft's first position, and the candidate that was drawn."""
     position, reader = draft.positions[0], generation.reader
-    offsets = await _offsets(reader, position)
+    offsets = await _offsets(reader, prefix, position)
     adapted = steer(position, offsets.delta, generation.alpha)
     index = _draw(generation, adapted, counts, at)
     flags = {name for name in _FLAGS if getattr(offsets, name)[index]}
@@ -159,11 +159,11 @@ def _draw(generation: Generation, adapted: Adapted, counts: Counter[int], at: in
         ) from error
 
 
-async def _offsets(reader: Reader | None, position: Position) -> Offsets:
-    ids = [-1 if c.id is None else c.id for c in position.candidates]
+async def _offsets(reader: Reader | None, prefix: Prefix, position: Position) -> Offsets:
+    ids = tuple(-1 if c.id is None else c.id for c in position.candidates)
     if reader is not None:
-        chances = [math.exp(c.logprob) for c in position.candidates]
-        return await reader.offsets(ids, chances)
+        chances = tuple(math.exp(c.logprob) for c in position.candidates)
+        return (await reader.offsets([Place(prefix.generated, ids, chances)]))[0]
     nothing = np.zeros(len(ids), dtype=np.bool_)
     return Offsets(np.zeros(len(ids)), nothing, nothing, nothing, nothing)
 

@@ -177,7 +177,14 @@ def _open_cache(settings: Settings) -> Cache | None:
 
 
 def _load_pair(pair: PairSettings) -> Pair:
-    return Pair.load(pair.experts, pair.antiexpert, pair.device, pair.dtype, pair.revision)
+    return Pair.load(
+        pair.experts,
+        pair.antiexpert,
+        pair.device,
+        pair.dtype,
+        pair.revision,
+        kv_memory=pair.kv_memory,
+    )
 
 
 def _vocabulary(name: str, model: ModelSettings) -> Vocabulary:

@@ -137,7 +137,11 @@ class UpstreamSettings(Section):
 
 
 class PairSettings(Section):
-    """Expert and anti-expert; directories are absolute, anything else is a hub name."""
+    """Expert and anti-expert; directories are absolute, anything else is a hub name.
+
+    `kv_memory`: bytes (4GB) for what all of them have read; by default 2 GB, on an accelerator half
+    of what is free.
+    """
 
     experts: dict[str, DirectoryOrName] = Field(min_length=1)
     antiexpert: DirectoryOrName
@@ -145,6 +149,7 @@ class PairSettings(Section):
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
     context: Literal["refuse", "tail"] = "refuse"
     revision: str | None = None
+    kv_memory: Size | None = None
 
 
 class ClampSettings(Section):

@@ -1,6 +1,10 @@
 """The command line; one file a command."""
 
+import os
 import sys
+
+# Before torch is imported: its threads spin while they wait and take the processor from others.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
 

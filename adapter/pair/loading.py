@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from adapter.errors import PairError
+from adapter.pair.lora import is_adapter
 from tokenizer_maps.errors import VocabularyError
 from tokenizer_maps.loading import load_vocabulary
 from tokenizer_maps.vocabulary import Kind, Vocabulary
@@ -23,7 +24,8 @@ _FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 class LocalModel:
     """A causal language model, its vocabulary and the ids that end a text for it.
 
-    `blank` are rows of the output layer without a token; `window` the context in tokens.
+    `blank` are rows of the output layer without a token; `window` the context in tokens;
+    `adapter` is the LoRA adapter of the network that makes it this model.
     """
 
     name: str
@@ -32,6 +34,7 @@ class LocalModel:
     end: frozenset[int]
     blank: "torch.Tensor"
     window: int
+    adapter: str | None = None
 
 
 def choose_device(device: str) -> str:
@@ -61,7 +64,7 @@ def load_model(name: str, device: str, dtype: str, revision: str | None = None) 
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-    folder = _folder(name, revision)
+    folder = find_folder(name, revision)
     _check(name, folder)
     device = choose_device(device)
     try:
@@ -101,8 +104,11 @@ def _end(vocabulary: Vocabulary, network: "PreTrainedModel") -> frozenset[int]:
     return vocabulary.end | frozenset([configured] if isinstance(configured, int) else configured)
 
 
-def _folder(name: str, revision: str | None) -> Path:
-    """A directory as it is; a hub name is fetched, weights in safetensors only."""
+def find_folder(name: str, revision: str | None) -> Path:
+    """A directory as it is; a hub name is fetched, weights in safetensors only.
+
+    Raises PairError where there is neither.
+    """
     path = Path(name)
     if path.is_dir():
         return path
@@ -121,10 +127,10 @@ def _folder(name: str, revision: str | None) -> Path:
 
 
 def _check(name: str, folder: Path) -> None:
-    if (folder / "adapter_config.json").exists():
+    if is_adapter(folder):
         raise PairError(
-            f"the pair's model '{name}' is a LoRA adapter; merge it into its base model "
-            "(peft's merge_and_unload) and name the merged directory"
+            f"the anti-expert '{name}' is a LoRA adapter; name the model it was trained on, and "
+            "the adapter as an expert"
         )
     if not (folder / "config.json").exists():
         raise PairError(f"the pair's model '{name}' has no config.json; is it a model directory?")

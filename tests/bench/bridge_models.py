@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from adapter.pair.loading import LocalModel, load_model
-from adapter.pair.scoring import Scorer
+from adapter.pair.network import Network
+from adapter.pair.rows import masses
 from tests.bench.rules import Rule, rules
 from tests.bench.stats import differences, header, means, normalised, row, verdict
 from tokenizer_maps import (
@@ -90,16 +91,19 @@ class _Pair:
     """Two local models; a tree they have just read is not read again."""
 
     def __init__(self, models: Sequence[LocalModel]) -> None:
-        self._scorers = [Scorer(model) for model in models]
+        networks = [Network(model.network, model.blank) for model in models]
+        self._texts = [(network, network.text()) for network in networks]
         self._read: Tree | None = None
 
     def ask(self, tree: Tree, sets: Sets) -> list[Masses]:
         """The masses of both, expert first."""
         if tree != self._read:
-            for scorer in self._scorers:
-                scorer.evaluate(tree)
+            for network, text in self._texts:
+                network.evaluate(text, tree)
             self._read = tree
-        return [scorer.masses(sets) for scorer in self._scorers]
+        nodes = np.arange(-1, len(tree.tokens))
+        asked = [(text, (sets, text.line(nodes), tree)) for _, text in self._texts]
+        return [masses(text.found(), [one])[0] for text, one in asked]
 
 
 def _positions(

@@ -11,7 +11,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adapter.pair.loading import LocalModel
-from adapter.pair.scoring import Scorer
+from adapter.pair.network import Network
+from adapter.pair.rows import masses
+from adapter.pair.text import Text
 from tests.bench import corpora
 from tests.bench.ngrams import Ngrams
 from tests.bench.stats import header, row
@@ -83,13 +85,14 @@ def _position(bridge: Bridge, upstream: Vocabulary, pair: Vocabulary) -> dict[st
     text = corpora.markdown()
     ids = upstream.encode(text.held_out.encode())
     model = Ngrams(upstream, upstream.encode(text.train[:300_000].encode()))
-    scorers = [Scorer(_tiny(pair)) for _ in range(2)]
+    networks = [Network(model.network, model.blank) for model in (_tiny(pair), _tiny(pair))]
+    texts = [(network, network.text()) for network in networks]
     prompt = upstream.decode(ids[:PROMPT])
     clocks = []
     for n in range(STEPS):
         top = np.argpartition(-model(ids[: PROMPT + n]), K)[:K].tolist()
         clock = _Clock()
-        _step(bridge, scorers, Context((), prompt, ids[PROMPT : PROMPT + n]), top, clock)
+        _step(bridge, texts, Context((), prompt, ids[PROMPT : PROMPT + n]), top, clock)
         clocks.append(clock.times | {"all": sum(clock.times.values())})
     return {
         name: round(float(np.median([times[name] for times in clocks])) * 1e3, 3)
@@ -98,24 +101,33 @@ def _position(bridge: Bridge, upstream: Vocabulary, pair: Vocabulary) -> dict[st
 
 
 def _step(
-    bridge: Bridge, scorers: list[Scorer], context: Context, top: list[int], clock: "_Clock"
+    bridge: Bridge,
+    texts: list[tuple[Network, Text]],
+    context: Context,
+    top: list[int],
+    clock: "_Clock",
 ) -> None:
     """What the service does at one place; the forwards are not timed."""
 
     def ask(plan: Plan) -> tuple[Sets, list[Masses]]:
-        for scorer in scorers:
-            scorer.evaluate(plan.tree)
+        for network, text in texts:
+            network.evaluate(text, plan.tree)
         sets = clock("sets", bridge.sets, plan, top)
-        return sets, [clock("masses", scorer.masses, sets) for scorer in scorers]
+        return sets, [clock("masses", _masses, text, sets, plan) for _, text in texts]
 
     plan: Plan = clock("plan", bridge.plan, context)
-    sets, masses = ask(plan)
-    deeper = clock("deeper", bridge.deeper, plan, sets, masses)
+    sets, found = ask(plan)
+    deeper = clock("deeper", bridge.deeper, plan, sets, found)
     if deeper is not None:
         plan = deeper
-        sets, masses = ask(plan)
-    readings = [clock("offsets", bridge.reading, plan, sets, m) for m in masses]
+        sets, found = ask(plan)
+    readings = [clock("offsets", bridge.reading, plan, sets, one) for one in found]
     clock("offsets", bridge.offsets, *readings)
+
+
+def _masses(text: Text, sets: Sets, plan: Plan) -> Masses:
+    nodes = np.arange(-1, len(plan.tree.tokens))
+    return masses(text.found(), [(sets, text.line(nodes), plan.tree)])[0]
 
 
 class _Clock:

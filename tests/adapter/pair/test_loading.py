@@ -98,9 +98,9 @@ def test_code_is_never_run(copy):
         load(copy)
 
 
-def test_a_lora_directory_says_what_to_do(copy):
+def test_a_lora_directory_is_no_antiexpert(copy):
     (copy / "adapter_config.json").write_text("{}")
-    with pytest.raises(PairError, match="merge it"):
+    with pytest.raises(PairError, match="name the model it was trained on"):
         load(copy)
 
 

@@ -1,0 +1,169 @@
+"""Engine: one worker that owns the device, and rounds in which all that waits is read at once."""
+
+import asyncio
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+from typing import Any, TypeAlias, TypeVar
+
+from adapter.errors import ContextTooLong
+from adapter.pair.attention import Part
+from adapter.pair.network import Network, NoRoom
+from adapter.pair.text import Text
+from tokenizer_maps.bridge import Tree
+
+T = TypeVar("T")
+
+Wants: TypeAlias = Mapping[tuple[Network, Text], Tree]
+Steps: TypeAlias = Generator[Wants, None, T]
+"""Work on the worker: yields what must be read, goes on when it is, returns its result."""
+
+
+class Engine:
+    """Runs steps of many readers; a round reads what is wanted when it begins, and never waits.
+
+    The oldest work goes first: it may take the slots of everything younger, which reads again.
+    """
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[_Job | Sequence[tuple[Network, Text]]] = SimpleQueue()
+        self._jobs: list[_Job] = []
+        self._rounds = 0
+        self._closing = False
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pair")
+
+    async def run(self, steps: Steps[T]) -> T:
+        """The steps' result; cancelling drops them, and what they read, at the next round."""
+        future: Future[T] = Future()
+        self._queue.put(_Job(steps, future))
+        self._worker.submit(self._work)
+        return await asyncio.wrap_future(future)
+
+    def release(self, texts: Sequence[tuple[Network, Text]]) -> None:
+        """Free texts at the next round; from any thread, and from finalizers: it takes no lock."""
+        self._queue.put(texts)
+
+    def close(self) -> None:
+        """Cancel what waits and end the worker; the round that runs finishes first."""
+        if self._closing:
+            return
+        self._closing = True
+        self._worker.submit(self._stop)
+        self._worker.shutdown()
+
+    def _work(self) -> None:
+        """Rounds until nothing waits. Every job brings one call, most find nothing left to do."""
+        while self._admit() and not self._closing:
+            self._round()
+
+    def _admit(self) -> bool:
+        """Take what has come, drop what was cancelled; whether anything waits."""
+        while True:
+            try:
+                item = self._queue.get_nowait()
+            except Empty:
+                break
+            if isinstance(item, _Job):
+                item.advance()
+                self._jobs.append(item)
+            else:
+                for network, text in item:
+                    text.closed = True
+                    network.forget(text)
+        for job in self._jobs:
+            if job.future.cancelled():
+                job.drop()
+        self._jobs = [job for job in self._jobs if not job.over]
+        return bool(self._jobs)
+
+    def _round(self) -> None:
+        self._rounds += 1
+        busy = set[Text]()
+        parts: dict[Network, list[Part]] = {}
+        ready = [job for job in self._jobs if self._prepare(job, busy, parts)]
+        for network, some in parts.items():
+            try:
+                network.forward(some)
+            except BaseException as error:  # noqa: BLE001  # whoever waits for it gets it
+                self._fail(network, some, error)
+        for job in ready:
+            if not job.over and all(text.holds(tree) for (_, text), tree in job.wants.items()):
+                job.advance()
+
+    def _prepare(self, job: "_Job", busy: set[Text], parts: dict[Network, list[Part]]) -> bool:
+        """Lay out a job's next reading; False where it must wait for others."""
+        texts = {text for _, text in job.wants}
+        if texts & busy:
+            return False  # two calls of one reader: one after the other
+        first = not busy
+        for (network, text), tree in job.wants.items():
+            busy.add(text)
+            text.used = self._rounds
+            try:
+                part = network.prepare(text, tree, busy)
+            except NoRoom:
+                if first:
+                    job.fail(_too_long(network.pool.most))
+                return False
+            except BaseException as error:  # noqa: BLE001  # whoever waits for it gets it
+                job.fail(error)
+                return False
+            if part is not None:
+                parts.setdefault(network, []).append(part)
+        return True
+
+    def _fail(self, network: Network, parts: Sequence[Part], error: BaseException) -> None:
+        for part in parts:
+            network.forget(part.text)
+        texts = {part.text for part in parts}
+        for job in self._jobs:
+            if any(text in texts for _, text in job.wants):
+                job.fail(error)
+
+    def _stop(self) -> None:
+        self._admit()
+        for job in self._jobs:
+            job.future.cancel()
+            job.drop()
+
+
+class _Job:
+    """Steps on their way, and who waits for their result."""
+
+    def __init__(self, steps: Steps[Any], future: Future[Any]) -> None:
+        self.future = future
+        self.wants: Wants = {}
+        self.over = False
+        self._steps = steps
+
+    def advance(self) -> None:
+        """One step on; settles the future where it was the last."""
+        try:
+            self.wants = next(self._steps)
+        except StopIteration as end:
+            self.over = True
+            if self.future.set_running_or_notify_cancel():
+                self.future.set_result(end.value)
+        except BaseException as error:  # noqa: BLE001  # whoever waits for it gets it
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """Settle the future with an error."""
+        self.over = True
+        self._steps.close()
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+    def drop(self) -> None:
+        """Free what was read for it."""
+        self.over = True
+        self._steps.close()
+        for network, text in self.wants:
+            network.forget(text)
+
+
+def _too_long(room: int) -> ContextTooLong:
+    return ContextTooLong(
+        f"the pair has memory for {room} tokens and the text needs more; shorten it, or have the "
+        "operator raise pair.kv_memory"
+    )
