@@ -60,16 +60,17 @@ class Pages:
     ``at`` are their places in the flattened input. ``windows`` notes what the layers asked for.
     """
 
-    def __init__(self, pool: Pool, parts: Sequence[Part], at: Sequence[Ints], device: Any) -> None:
-        import torch
-
+    def __init__(
+        self, pool: Pool, parts: Sequence[Part], at: Sequence[Ints], size: int, device: Any
+    ) -> None:
+        """``size``: the places of the input, some of which may only be padding."""
         self._pool = pool
         slots = np.concatenate([part.text.slots[part.tokens] for part in parts])
-        self._slots = torch.from_numpy(slots).to(device)
-        self._at = torch.from_numpy(np.concatenate(at)).to(device)
+        self._slots = _tensor(slots, device)
+        self._at = _order(np.concatenate(at), size, device)
         sizes = [(len(part.tokens), int(part.tokens[-1]) + 1) for part in parts]
         self._groups = [
-            _Group([parts[i] for i in group], [at[i] for i in group], device)
+            _Group([parts[i] for i in group], [at[i] for i in group], size, device)
             for group in grouped(sizes)
         ]
         self.windows: list[int | None] = []
@@ -85,14 +86,18 @@ class Pages:
         """What transformers' attention functions give: [rows, tokens, heads, size]."""
         window, scale = options.get("sliding_window"), _Scale.of(options)
         self.windows.append(window)
-        new = (_flat(states).index_select(0, self._at) for states in (key, value))
+        new = (_taken(_flat(states), self._at) for states in (key, value))
         self._pool.write(layer, self._slots, *new)
         flat = _flat(query)
-        found = flat.new_zeros((*flat.shape[:-1], value.shape[-1]))
+        outs = []
         for group in self._groups:
             keys, values = self._pool.read(layer, group.slots)
-            out = group.attend(flat, keys, values, group.mask(window, query.dtype), scale)
-            found.index_copy_(0, group.at, out)
+            outs.append(group.attend(flat, keys, values, group.mask(window, query.dtype), scale))
+        found = outs[0]
+        if len(outs) > 1 or self._groups[0].at is not None:
+            found = flat.new_zeros((*flat.shape[:-1], value.shape[-1]))
+            for group, out in zip(self._groups, outs, strict=True):
+                found[group.at] = out
         return found.view(query.shape[0], query.shape[2], *found.shape[1:])
 
 
@@ -114,19 +119,17 @@ class _Scale:
 class _Group:
     """Texts of like size, padded to the largest: [texts, new tokens] × [texts, keys]."""
 
-    def __init__(self, parts: Sequence[Part], at: Sequence[Ints], device: Any) -> None:
-        import torch
-
+    def __init__(self, parts: Sequence[Part], at: Sequence[Ints], size: int, device: Any) -> None:
         self._parts, self._device = parts, device
         self._new = max(len(part.tokens) for part in parts)
         self._keys = max(int(part.tokens[-1]) + 1 for part in parts)
         queries = np.stack([_padded(places, self._new) for places in at])
         slots = np.stack([_padded(p.text.slots[: p.tokens[-1] + 1], self._keys) for p in parts])
         real = [i * self._new + np.arange(len(places)) for i, places in enumerate(at)]
-        self.slots = torch.from_numpy(slots.ravel()).to(device)
-        self.at = torch.from_numpy(np.concatenate(at)).to(device)
-        self._queries = torch.from_numpy(queries.ravel()).to(device)
-        self._real = torch.from_numpy(np.concatenate(real)).to(device)
+        self.slots = _place(slots.ravel(), device)
+        self.at = _order(np.concatenate(at), size, device)
+        self._queries = _order(queries.ravel(), size, device)
+        self._real = _order(np.concatenate(real), queries.size, device)
         self._masks: dict[int | None, torch.Tensor | None] = {}
 
     def mask(self, window: int | None, dtype: "torch.dtype") -> "torch.Tensor | None":
@@ -146,7 +149,7 @@ class _Group:
         """[real new tokens, heads, size]; heads that share keys count as so many more tokens."""
         texts, new, few = len(self._parts), self._new, keys.shape[1]
         size, per = query.shape[-1], query.shape[1] // few
-        asked = query.index_select(0, self._queries).view(texts, new, few, per, size)
+        asked = _taken(query, self._queries).view(texts, new, few, per, size)
         asked = asked.permute(0, 2, 3, 1, 4).reshape(texts, few, per * new, size)
         keys, values = (
             kind.view(texts, self._keys, *kind.shape[1:]).transpose(1, 2) for kind in (keys, values)
@@ -155,7 +158,7 @@ class _Group:
             mask = mask.repeat(1, 1, per, 1)
         out = _attention(asked, keys, values, mask, scale)
         out = out.view(texts, few, per, new, -1).permute(0, 3, 1, 2, 4)
-        return out.reshape(texts * new, few * per, -1).index_select(0, self._real)
+        return _taken(out.reshape(texts * new, few * per, -1), self._real)
 
     @cached_property
     def _seen(self) -> Flags:
@@ -226,6 +229,30 @@ def _attention(
 def _flat(states: "torch.Tensor") -> "torch.Tensor":
     """[rows, heads, tokens, size] as [rows · tokens, heads, size]."""
     return states.transpose(1, 2).flatten(0, 1)
+
+
+def _order(places: Ints, size: int, device: Any) -> "torch.Tensor | None":
+    """An index; None where it would take everything as it is."""
+    if len(places) == size and bool((places == np.arange(size)).all()):
+        return None
+    return _tensor(places, device)
+
+
+def _place(slots: Ints, device: Any) -> "slice | torch.Tensor":
+    """An index; a slice where one will do, because it copies nothing."""
+    if bool((np.diff(slots) == 1).all()):
+        return slice(int(slots[0]), int(slots[-1]) + 1)
+    return _tensor(slots, device)
+
+
+def _tensor(numbers: Ints, device: Any) -> "torch.Tensor":
+    import torch
+
+    return torch.from_numpy(numbers).to(device)
+
+
+def _taken(states: "torch.Tensor", order: "torch.Tensor | None") -> "torch.Tensor":
+    return states if order is None else states.index_select(0, order)
 
 
 def _padded(numbers: Ints, length: int) -> Ints:

@@ -106,7 +106,7 @@ class Network:
         ends = [part.text.ends(part.tokens) for part in parts]
         wanted = [some[len(some) - len(end) :] for some, end in zip(at, ends, strict=True)]
         columns = np.unique(np.concatenate(wanted) % width)
-        pages = Pages(self.pool, parts, at, self._device)
+        pages = Pages(self.pool, parts, at, ids.size, self._device)
         rows = self._read(
             ids.reshape(-1, width),
             adapters,

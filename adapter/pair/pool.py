@@ -60,9 +60,13 @@ class Pool:
         for whole, kind in zip(self._layers[layer], kinds, strict=True):
             whole.index_copy_(0, slots, kind)
 
-    def read(self, layer: int, slots: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
+    def read(
+        self, layer: int, slots: "torch.Tensor | slice"
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
         """Keys and values of a layer at slots, [tokens, heads, size]."""
         keys, values = self._layers[layer]
+        if isinstance(slots, slice):
+            return keys[slots], values[slots]
         return keys.index_select(0, slots), values.index_select(0, slots)
 
     def token_bytes(self) -> int:
