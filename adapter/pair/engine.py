@@ -113,8 +113,9 @@ class Engine:
         return True
 
     def _fail(self, network: Network, parts: Sequence[Part], error: BaseException) -> None:
-        for part in parts:
-            network.forget(part.text)
+        """A forward failed: nobody can say which slots hold what they should."""
+        for text in list(network.texts):
+            network.forget(text)
         texts = {part.text for part in parts}
         for job in self._jobs:
             if any(text in texts for _, text in job.wants):

@@ -93,8 +93,21 @@ def load_model(name: str, device: str, dtype: str, revision: str | None = None) 
         )
     kinds = (*vocabulary.kinds, *(Kind.NONE,) * (rows - len(vocabulary.kinds)))
     blank = torch.tensor([kind is Kind.NONE for kind in kinds], device=device)
-    window = getattr(network.config, "max_position_embeddings", None) or 2**31
-    return LocalModel(name, network, vocabulary, _end(vocabulary, network), blank, window)
+    end = _end(vocabulary, network)
+    return LocalModel(name, network, vocabulary, end, blank, _window(network.config))
+
+
+def _window(config: Any) -> int:
+    """The context in tokens.
+
+    Rotations that change with the length of a text would make its beginning another one: a text
+    must end before they do.
+    """
+    window: int = getattr(config, "max_position_embeddings", None) or 2**31
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        return min(window, rope.get("original_max_position_embeddings") or window)
+    return window
 
 
 def _end(vocabulary: Vocabulary, network: "PreTrainedModel") -> frozenset[int]:

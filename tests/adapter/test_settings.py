@@ -118,6 +118,8 @@ def test_durations(folder, text, seconds):
 )
 def test_sizes(folder, text, count):
     assert load(folder, changed("cache.size", text)).cache.size == count
+    found = load(folder, changed("models.m.pair.kv_memory", text)).models["m"].pair
+    assert found.kv_memory == count
 
 
 def test_the_environment_goes_before_the_file_and_overrides_before_both(folder, monkeypatch):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adapter.errors import PairError
-from adapter.pair.loading import choose_dtype, load_model
+from adapter.pair.loading import _window, choose_dtype, load_model
 from adapter.pair.pair import Pair
 from tests.tokenizer_maps.worlds import digit_style, gpt2_style, write
 
@@ -141,6 +141,22 @@ def test_a_pair_shares_dtype_and_window(directory):
     assert pair.window == 64
     assert pair.end == {1}
     pair.close()
+
+
+@pytest.mark.parametrize(("kind", "window"), [("longrope", 16), ("yarn", 64)])
+def test_a_window_ends_where_rotations_would_change(kind, window):
+    rope = {
+        "rope_type": kind,
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": 16,
+        "factor": 4.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0] * 4,
+    }
+    config = LlamaConfig(
+        hidden_size=16, num_attention_heads=2, max_position_embeddings=64, rope_parameters=rope
+    )
+    assert _window(config) == window
 
 
 def test_automatic_dtypes():
