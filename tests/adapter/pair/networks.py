@@ -34,6 +34,7 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
+    "initializer_range": 0.08,  # peaked and bound to the context: a wrong mask shows
 }
 SLIDING = {"sliding_window": 6, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]}
 
@@ -42,7 +43,16 @@ def network(kind, dtype=torch.float32):
     """A random model; every kind has something that the others do not."""
     torch.manual_seed(5)
     if kind == "gpt2":  # absolute positions: a wrong position id shows
-        config = GPT2Config(vocab_size=ROWS, n_embd=32, n_layer=2, n_head=2, n_positions=128)
+        config = GPT2Config(
+            vocab_size=ROWS,
+            n_embd=32,
+            n_layer=2,
+            n_head=2,
+            n_positions=128,
+            initializer_range=0.08,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
         made = GPT2LMHeadModel(config)
     elif kind == "gemma3":  # layers of two kinds, one of which forgets
         made = Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, head_dim=16, **SLIDING))

@@ -254,3 +254,16 @@ def test_texts_of_like_size_are_padded_together():
         some = [sizes[i] for i in group]
         padded = len(group) * max(q for q, _ in some) * max(k for _, k in some)
         assert padded <= 2 * sum(q * k for q, k in some) + 4096
+
+
+def test_these_networks_tell_contexts_apart(module):
+    """The canary of all tests above: a token more, less or elsewhere is no rounding error."""
+    ids = tuple(range(20, 28))
+    wrong = [
+        (*ids[:4], 3, *ids[5:]),
+        (*ids[:5], ids[6], ids[5], ids[7]),
+        ids[1:],
+        ids[:5] + ids[6:],
+    ]
+    for other in wrong:
+        assert np.abs(plain(module, ids)[LIVE] - plain(module, other)[LIVE]).max() > 50 * SINGLE
