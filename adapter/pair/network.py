@@ -47,7 +47,7 @@ class Network:
         # What has four dimensions transformers takes for finished; who sees whom is in the pages.
         self._no_mask = blank.new_ones((1, 1, 1, 1))
         self.texts: set[Text] = set()
-        self.pool = Pool(_PROBE)
+        self.pool = Pool(0)
         self._probe()
         self.token_bytes = self.pool.token_bytes()
         self.texts, self.pool = set(), Pool(1 << 16)
@@ -142,17 +142,21 @@ class Network:
         bare = self._module.get_base_model() if self._mixed else self._module
         config = bare.config.get_text_config(decoder=True)
         ids = np.arange(min(_PROBE, len(self._blank)))
-        text = self.text()
+        tree = Tree(tuple(ids.tolist()), (), ())
+        texts = [self.text(name) for name in (None, *getattr(self._module, "peft_config", ()))]
+        self.pool.most = len(ids) * len(texts)
         bare.set_attn_implementation("eager")  # the one that every architecture has whole
         plain = self._read(ids[None], [None], logits_to_keep=self._tensor(ids[-1:]))
         attention.register()
         bare.set_attn_implementation(attention.NAME)
         try:
-            part = self.prepare(text, Tree(tuple(ids.tolist()), (), ()), set())
-            windows = self.forward([part]) if part else []
-            far = _distance(plain, text.found())
-        except _UNREADABLE:
-            windows, far = [], np.inf
+            parts = [self.prepare(text, tree, set(texts)) for text in texts]
+            windows = self.forward([part for part in parts if part])
+            far = _distance(plain, texts[0].found())
+        except _UNREADABLE as error:
+            raise PairError(
+                f"the pair cannot read the model, a {config.model_type}: {error}"
+            ) from error
         kinds = _kinds(config, len(windows))
         seen = ["full_attention" if window is None else "sliding_attention" for window in windows]
         if seen != kinds or not far < (_FAR if self._module.dtype.itemsize >= 4 else _FAR_HALF):

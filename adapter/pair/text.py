@@ -69,6 +69,8 @@ class Text:
         """Take over, uncopied, what another text has read of this one's beginning."""
         have = self._read()
         wanted = self.tree.trunk[:-1]
+        if have >= len(wanted):
+            return
         best, most = self, have
         for other in others:
             if other.adapter == self.adapter and (count := other._begins(wanted)) > most:

@@ -104,8 +104,10 @@ def counted(model):
         lengths.append(kwargs["input_ids"].numel())
 
     handle = model._module.register_forward_pre_hook(note, with_kwargs=True)
-    yield lengths
-    handle.remove()
+    try:
+        yield lengths
+    finally:
+        handle.remove()
 
 
 def some_tree(*branches, trunk):

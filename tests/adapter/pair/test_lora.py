@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 from peft import LoraConfig, PeftModelForCausalLM
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adapter.errors import PairError
@@ -110,6 +111,17 @@ async def test_half_precision_is_near_single(news):
     assert np.median(np.abs(found - expected)) < 0.1
     for pair in pairs:
         pair.close()
+
+
+def test_what_cannot_be_mixed_is_refused(copy):
+    change(copy, use_dora=True)
+    weights = load_file(copy / "adapter_model.safetensors")
+    for name in [name for name in weights if "lora_B" in name]:
+        vector = name.replace("lora_B.weight", "lora_magnitude_vector")
+        weights[vector] = torch.ones(len(weights[name]))
+    save_file(weights, copy / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PairError, match=r"cannot read the model, a llama: .*DoRA"):
+        load({"news": copy})
 
 
 def test_pickled_adapters_are_refused(copy):

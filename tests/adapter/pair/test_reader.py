@@ -235,6 +235,17 @@ async def test_a_second_pass_that_has_no_room_is_left_out(upstream, pair, token_
         await reader.read(())
 
 
+async def test_a_draft_is_too_long_where_its_longest_place_is(upstream, same):
+    places = draft(upstream)
+    bridge = IdentityBridge(upstream)
+    reader = open_reader(same, bridge)
+    longest = bridge.plan(replace(BEGINNING, generated=places[-1].generated)).tree
+    reader._window = replace(reader._window, size=len(longest.trunk) - 1)
+    with pytest.raises(ContextTooLong):
+        await reader.offsets(places)
+    assert len(await reader.offsets(places[:-1])) == len(places) - 1
+
+
 @pytest.mark.parametrize("head", [0, 1])
 async def test_a_window_that_moves_within_a_draft_changes_nothing(upstream, both, head):
     bridge, pair = both
@@ -253,7 +264,7 @@ async def test_a_window_that_moves_within_a_draft_changes_nothing(upstream, both
 
 
 async def test_readers_of_one_prompt_read_it_once(upstream, same):
-    context = Context((1,), b"The harbour master kept a ledger of every ship", ())
+    context = Context((0, 0), b"The harbour master kept a ledger of every ship", ())  # no other's
     bridge = IdentityBridge(upstream)
     length = len(bridge.plan(context).tree.trunk)
     with counted(same._networks["tuned"]) as lengths:
