@@ -8,8 +8,9 @@ from pathlib import Path
 
 from adapter.budget import Budget
 from adapter.candidates import Ending, Step
-from adapter.decoding import Generation, decode
+from adapter.decoding import Frozen, Generation, Stride, decode
 from adapter.errors import BadRequest, ModelNotFound
+from adapter.metrics import Metrics
 from adapter.model import Model, load_models
 from adapter.prefix import Prefix
 from adapter.request import Request
@@ -21,7 +22,8 @@ from tokenizer_maps.bridge import Context
 class Job:
     """A request that was found to be in order, rendered for every model that reads it.
 
-    `contexts` is empty where no offset is needed; all choices share seed and budget.
+    `contexts` is empty where no offset is needed; all choices share seed, budget and what the
+    upstream has shown.
     """
 
     request: Request
@@ -32,6 +34,7 @@ class Job:
     contexts: Mapping[str, Context]
     seed: int
     budget: Budget
+    upstream: Frozen
 
     @property
     def prompt_tokens(self) -> int:
@@ -40,11 +43,12 @@ class Job:
 
 
 class Adapter:
-    """The configured models, ready to generate."""
+    """The configured models, ready to generate; `metrics` counts what they do."""
 
     def __init__(self, models: Mapping[str, Model], limits: LimitSettings) -> None:
         self._models = dict(models)
         self._limits = limits
+        self.metrics = Metrics({name: model.pace for name, model in models.items()})
 
     @classmethod
     def from_settings(cls, settings: Settings | Path) -> "Adapter":
@@ -67,8 +71,9 @@ class Adapter:
         if model is None:
             names = ", ".join(sorted(self._models))
             raise ModelNotFound(f"no model '{request.model}' here; there is {names}", param="model")
-        alpha = model.alpha if request.alpha is None else request.alpha
-        weights = model.weights if request.weights is None else dict(request.weights)
+        own = model.settings
+        alpha = own.alpha if request.alpha is None else request.alpha
+        weights = own.weights if request.weights is None else dict(request.weights)
         self._check(request, model, alpha, weights)
         prefix = model.prefix(request.prompt)
         steered = alpha != 0.0 or request.trace != "off"
@@ -84,23 +89,31 @@ class Adapter:
             contexts=contexts,
             seed=secrets.randbits(63) if seed is None else seed,
             budget=Budget(self._limits.calls_per_request),
+            upstream=Frozen(model.upstream),
         )
 
     async def run(self, job: Job, choice: int = 0) -> AsyncGenerator[Step | Ending, None]:
         """The steps of one choice, then its Ending. Raises AdapterError kinds."""
-        reader = job.model.reader(job.contexts, job.weights) if job.contexts else None
+        model, request = job.model, job.request
+        reader = model.reader(job.contexts, job.weights) if job.contexts else None
+        lookahead = request.lookahead or model.settings.lookahead.n
         generation = Generation(
             prefix=job.prefix,
-            sampling=job.request.sampling,
-            alpha=job.alpha,
+            sampling=request.sampling,
+            influence=model.influence(job.alpha, reader),
+            stride=Stride(model.pace, lookahead),
             seed=job.seed,
             choice=choice,
-            shown=job.request.shown,
-            reader=reader,
+            shown=request.shown,
         )
-        async with aclosing(decode(job.model.upstream, generation, job.budget)) as events:
-            async for event in events:
-                yield event
+        try:
+            async with aclosing(decode(job.upstream, generation, job.budget)) as events:
+                async for event in events:
+                    self.metrics.count(request.model, event)
+                    yield event
+        finally:
+            if reader is not None:
+                reader.close()
 
     async def close(self) -> None:
         """Close every upstream connection and end the pairs' workers."""
@@ -117,9 +130,9 @@ class Adapter:
                     f"steering.{name} is {value}, allowed is {low} to {high} (limits.alpha)",
                     param=f"steering.{name}",
                 )
-        unknown = set(weights) - set(model.weights)
+        unknown = set(weights) - set(model.settings.weights)
         if unknown or not weights:
-            experts = ", ".join(model.weights)
+            experts = ", ".join(model.settings.weights)
             raise BadRequest(
                 f"steering.weights names {', '.join(sorted(unknown)) or 'no expert'}; "
                 f"this model has {experts}",

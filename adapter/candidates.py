@@ -112,7 +112,7 @@ class Step:
     logprob: float
     upstream_logprob: float
     offset: float
-    rank: int
+    rank: int | None
     status: str
     flags: frozenset[str]
     source: str

@@ -20,6 +20,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _CONNECT_SECONDS = 5.0
+_STEERING = ("alpha", "weights", "lookahead")
 
 
 class Options(TypedDict, total=False):
@@ -27,6 +28,7 @@ class Options(TypedDict, total=False):
 
     alpha: float
     weights: Mapping[str, float]
+    lookahead: int | Literal["auto", "stream"]
     trace: bool | Literal["candidates"]
     max_tokens: int
     temperature: float
@@ -170,7 +172,7 @@ class AsyncClient:
 
 def _body(given: Mapping[str, Any], options: Options) -> dict[str, Any]:
     fields: dict[str, Any] = dict(options)
-    steering = {name: fields.pop(name) for name in ("alpha", "weights") if name in fields}
+    steering = {name: fields.pop(name) for name in _STEERING if name in fields}
     fields["steering"] = {**steering, "trace": fields.pop("trace", True)}
     return {**given, **fields, "stream": True, "stream_options": {"include_usage": True}}
 

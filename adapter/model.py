@@ -1,10 +1,12 @@
 """Model: one name clients can ask for: an upstream, its vocabulary, a pair and their bridge."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+from adapter.decoding import Influence, Pace, Price
 from adapter.errors import BadRequest, ContextTooLong, SettingsError
 from adapter.pair.pair import Pair
 from adapter.pair.reader import ANTIEXPERT, Reader
@@ -14,8 +16,9 @@ from adapter.settings import ModelSettings, PairSettings, Settings, TemplateSett
 from adapter.templates import PLAIN, compile_template, encode, plain, render, segments_of, split
 from adapter.upstream import Endpoint, Upstream, connect
 from adapter.upstream.cached import CachedUpstream
+from adapter.upstream.lexicon import Lexicon
 from cache import Cache, Keys, MemoryCache
-from tokenizer_maps.bridge import Bridge, Clamp, Context, make_bridge
+from tokenizer_maps.bridge import Bridge, Clamp, Context, IdentityBridge, make_bridge
 from tokenizer_maps.errors import TokenizerMapError, VocabularyError
 from tokenizer_maps.loading import load_vocabulary
 from tokenizer_maps.vocabulary import Kind, Vocabulary
@@ -35,16 +38,16 @@ class Templates:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """All parts behind one model name; `weights` are the experts' own, by name."""
+    """All parts behind one model name; `pace` is what its drafts have shown so far."""
 
+    settings: ModelSettings
     upstream: CachedUpstream
     vocabulary: Vocabulary
+    lexicon: Lexicon
     pair: Pair
     bridge: Bridge
     templates: Templates
-    alpha: float
-    weights: Mapping[str, float]
-    cuts_context: bool
+    pace: Pace
 
     def prefix(self, prompt: Prompt) -> Prefix:
         """The prompt as the upstream reads it. Raises BadRequest."""
@@ -72,7 +75,7 @@ class Model:
             length = len(context.fixed) + len(self.pair.vocabulary.encode(context.prompt))
             if not length:
                 raise BadRequest("the prompt is empty, and the pair has no token to start from")
-            if not self.cuts_context and length + max_tokens > self.pair.window:
+            if not self._cuts_context and length + max_tokens > self.pair.window:
                 raise ContextTooLong(
                     f"the prompt has {length} tokens for the pair and {max_tokens} may follow, "
                     f"but its context window is {self.pair.window} tokens; shorten either, "
@@ -84,7 +87,25 @@ class Model:
         fixed = contexts[ANTIEXPERT].fixed
         kinds = self.pair.vocabulary.kinds
         head = len(list(takewhile(lambda i: kinds[i] is Kind.SPECIAL, fixed)))
-        return self.pair.reader(self.bridge, contexts, weights, head if self.cuts_context else None)
+        return self.pair.reader(
+            self.bridge, contexts, weights, head if self._cuts_context else None
+        )
+
+    def influence(self, alpha: float, reader: Reader | None) -> Influence:
+        """What steers a choice: strength and reading beside the model's own settings."""
+        identity = isinstance(self.bridge, IdentityBridge)
+        return Influence(
+            alpha=alpha,
+            reader=reader,
+            lexicon=self.lexicon,
+            impute=self.settings.tail == "impute",
+            expand=self.settings.expand,
+            limit=math.inf if identity else self.settings.clamp.offset,
+        )
+
+    @property
+    def _cuts_context(self) -> bool:
+        return self.settings.pair.context == "tail"
 
     def _ids(self, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, tuple):
@@ -158,16 +179,24 @@ def load_models(settings: Settings) -> dict[str, Model]:
         pair_key = model.pair.model_dump_json()
         pair = pairs[pair_key] = pairs.get(pair_key) or _load_pair(model.pair)
         models[name] = Model(
+            settings=model,
             upstream=upstream,
             vocabulary=vocabulary,
+            lexicon=Lexicon(vocabulary),
             pair=pair,
             bridge=_bridge(name, settings, vocabulary, pair),
             templates=_templates(model.templates),
-            alpha=model.alpha,
-            weights=model.weights,
-            cuts_context=model.pair.context == "tail",
+            pace=_pace(model),
         )
     return models
+
+
+def _pace(model: ModelSettings) -> Pace:
+    price, objective = model.upstream.price, model.lookahead.objective
+    if price is None:
+        return Pace(objective)
+    cached = price.input if price.cached is None else price.cached
+    return Pace(objective, Price(price.input, price.output, cached))
 
 
 def _open_cache(settings: Settings) -> Cache | None:

@@ -23,6 +23,12 @@ class Chat:
 Prompt = str | tuple[int, ...] | Chat
 """Text, ids of the upstream's vocabulary, or a chat."""
 
+Lookahead = int | Literal["auto", "stream"]
+"""Tokens asked for at once: a number, the cheapest one, or all that are left as a stream."""
+
+LONGEST = 256
+"""Tokens asked for at once at most."""
+
 Trace = Literal["off", "steps", "candidates"]
 
 
@@ -51,7 +57,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One generation: `alpha` and `weights` None mean the model's own settings.
+    """One generation: `alpha`, `weights` and `lookahead` None mean the model's own settings.
 
     `shown` is the number of candidates each step carries (0 = none).
     """
@@ -62,5 +68,6 @@ class Request:
     n: int = 1
     alpha: float | None = None
     weights: Mapping[str, float] | None = None
+    lookahead: Lookahead | None = None
     trace: Trace = "off"
     shown: int = 0

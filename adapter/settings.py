@@ -124,6 +124,14 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class PriceSettings(Section):
+    """Money for a million tokens; `cached` for prompt tokens the upstream has read before."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    cached: float | None = Field(default=None, ge=0)
+
+
 class UpstreamSettings(Section):
     """The hosted model; `timeout` in seconds."""
 
@@ -133,6 +141,7 @@ class UpstreamSettings(Section):
     api: Literal["completions", "llama.cpp"] = "completions"
     tokenizer: Annotated[str, AfterValidator(_tokenizer)]
     top_logprobs: int = Field(default=20, ge=1)
+    price: PriceSettings | None = None
     timeout: float = Field(default=30.0, gt=0)
 
 
@@ -159,6 +168,13 @@ class ClampSettings(Section):
     end: float = Field(default=2.0, gt=0)
 
 
+class LookaheadSettings(Section):
+    """How many tokens one upstream call asks for; `auto` minimises what a kept token costs."""
+
+    n: Annotated[int, Field(ge=1)] | Literal["auto", "stream"] = "auto"
+    objective: Literal["time", "money"] = "time"
+
+
 class TemplateSettings(Section):
     """Jinja files that replace a model's own chat template; absolute paths."""
 
@@ -168,7 +184,10 @@ class TemplateSettings(Section):
 
 
 class ModelSettings(Section):
-    """One name clients can ask for; `weights` holds every expert of the pair."""
+    """One name clients can ask for; `weights` holds every expert of the pair.
+
+    `expand`: how many hidden tokens a step may have scored by the upstream, which costs calls.
+    """
 
     upstream: UpstreamSettings
     pair: PairSettings
@@ -176,7 +195,16 @@ class ModelSettings(Section):
     weights: dict[str, float] = Field(default={}, validate_default=True)
     bridge: Literal["auto", "identity", "fast", "exact"] = "auto"
     clamp: ClampSettings = ClampSettings()
+    lookahead: LookaheadSettings = LookaheadSettings()
+    tail: Literal["impute", "zero"] = "impute"
+    expand: int = Field(default=0, ge=0, le=128)
     templates: TemplateSettings = TemplateSettings()
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if self.lookahead.objective == "money" and self.upstream.price is None:
+            raise ValueError("lookahead.objective: money needs upstream.price")
+        return self
 
     @field_validator("weights")
     @classmethod
@@ -210,10 +238,14 @@ class LimitSettings(Section):
 
 
 class ServiceSettings(Section):
-    """Where the service listens; without keys only on loopback, unless `insecure`."""
+    """Where the service listens; without keys only on loopback, unless `insecure`.
+
+    `metrics_port` serves Prometheus' metrics on the same host.
+    """
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
     insecure: bool = False
 
     @model_validator(mode="after")

@@ -126,7 +126,7 @@ def _marked(answer: "Answer") -> "Text":
 
     text, changed = Text(), False
     for step in answer.steps:
-        changed = changed or step.rank > 0
+        changed = changed or step.rank != 0
         if step.text:
             text.append(step.text, _CHANGED if changed else None)
             changed = False

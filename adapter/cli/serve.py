@@ -11,7 +11,9 @@ import typer
 from adapter.errors import SettingsError
 
 if TYPE_CHECKING:  # loaded when used, so that --help is quick
-    from adapter.settings import Settings
+    from prometheus_client import CollectorRegistry
+
+    from adapter.settings import ServiceSettings, Settings
 
 
 def serve(
@@ -43,8 +45,21 @@ def _run(settings: "Settings", listening: socket.socket) -> None:
     from adapter.service.app import create_app
     from adapter.service.server import Server
 
-    app = create_app(Adapter.from_settings(settings), settings)
+    adapter = Adapter.from_settings(settings)
+    if settings.service.metrics_port is not None:
+        _serve_metrics(settings.service, adapter.metrics.registry)
+    app = create_app(adapter, settings)
     Server(app, settings.log, typer.echo).run([listening])
+
+
+def _serve_metrics(service: "ServiceSettings", registry: "CollectorRegistry") -> None:
+    """Metrics on a port and thread of their own. Raises SettingsError where it is in use."""
+    from prometheus_client import start_http_server
+
+    try:
+        start_http_server(service.metrics_port or 0, service.host, registry)
+    except OSError as error:
+        raise SettingsError(f"service.metrics_port: {error.strerror}") from error
 
 
 def _bind(host: str, port: int) -> socket.socket:

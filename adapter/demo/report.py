@@ -46,7 +46,7 @@ def calls_per_token(replies: Sequence[Reply]) -> float:
 
 def spelt(reply: Reply) -> list[tuple[str, bool]]:
     """The answer's tokens of text, each with whether steering changed it."""
-    return [(step["token"], step["rank"] > 0) for step in reply.steps if step["bytes"]]
+    return [(step["token"], step["rank"] != 0) for step in reply.steps if step["bytes"]]
 
 
 def summary(

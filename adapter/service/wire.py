@@ -21,7 +21,16 @@ from pydantic import (
 from pydantic_core import ErrorDetails, from_json
 
 from adapter.errors import BadRequest, UnsupportedParameter
-from adapter.request import Chat, Message, Prompt, Request, Sampling, Trace
+from adapter.request import (
+    LONGEST,
+    Chat,
+    Lookahead,
+    Message,
+    Prompt,
+    Request,
+    Sampling,
+    Trace,
+)
 from adapter.settings import LimitSettings
 
 MAX_CHOICES = 128
@@ -123,9 +132,18 @@ def _trace(value: object) -> Trace:
     return "steps" if value else "off"
 
 
+def _lookahead(value: object) -> Lookahead | None:
+    if value in (None, "auto", "stream"):
+        return value
+    if type(value) is not int or not 1 <= value <= LONGEST:
+        raise ValueError(f'must be 1 to {LONGEST}, "auto" or "stream"')
+    return value
+
+
 class Steering(Wire):
     alpha: float | None = None
     weights: dict[str, float] | None = None
+    lookahead: Annotated[Lookahead | None, PlainValidator(_lookahead)] = None
     trace: Annotated[Trace, PlainValidator(_trace)] = "off"
 
 
@@ -243,6 +261,7 @@ class GenerationBody(Wire):
                 n=self.n,
                 alpha=steering.alpha,
                 weights=steering.weights,
+                lookahead=steering.lookahead,
                 trace=steering.trace,
                 shown=max(logprobs or 0, MAX_SHOWN if steering.trace == "candidates" else 0),
             )

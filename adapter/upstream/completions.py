@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from adapter.candidates import END, Candidate, Draft, Position, Usage, make_position
@@ -36,32 +38,59 @@ _SCORED = 128
 """Tokens whose log-probabilities may be asked for at a time."""
 
 
+class NamedByText(UpstreamMalformed):
+    """Tokens are named by their text, which many share: a sampled one cannot be told from others.
+
+    That is so for every answer, whatever was sampled, so asking again favours no sample.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the upstream names the tokens it samples by their text, and many share one"
+        )
+
+
 class CompletionsUpstream:
     """A hosted model behind /v1/completions that takes ids and returns top-k log-probabilities."""
-
-    capabilities = COMPLETIONS
 
     def __init__(self, endpoint: Endpoint, vocabulary: Vocabulary, top_logprobs: int) -> None:
         self._transport = Transport(endpoint)
         self._names = TokenNames(vocabulary)
         self._k = top_logprobs
+        self.capabilities = COMPLETIONS
         where = (endpoint.base_url, endpoint.model, vocabulary.fingerprint)
         self.identity: tuple[str, ...] = ("completions", *where, str(top_logprobs))
 
     async def draft(
         self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
     ) -> Draft:
-        """A run of up to n positions."""
+        """A run of up to n positions; a greedy one where samples turn out to be of no use."""
         answer = await self._transport.complete(prefix.ids, self._fields(n, sampled), budget)
-        positions, finish = read_run(answer.body, self._names, self._k, n, sampled)
-        return Draft(positions, finish, usage_of(answer.body, answer.calls))
+        usage = usage_of(answer.body, answer.calls)
+        try:
+            positions, finish = read_run(answer.body, self._names, self._k, n, sampled)
+        except NamedByText:
+            self._sample_no_more()
+            greedy = await self.draft(prefix, n, budget)
+            return replace(greedy, usage=usage + greedy.usage)
+        return Draft(positions, finish, usage)
 
-    def stream(
+    async def stream(
         self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
     ) -> AsyncGenerator[Draft, None]:
         """The same run, a piece for each event."""
         events = self._transport.stream(prefix.ids, self._fields(n, sampled), budget)
-        return pieces(events, CompletionsRun(self._names, self._k, n, sampled), len(prefix.ids))
+        run = CompletionsRun(self._names, self._k, n, sampled)
+        try:
+            async with aclosing(pieces(events, run, len(prefix.ids))) as found:
+                async for piece in found:
+                    yield piece
+        except NamedByText:
+            self._sample_no_more()
+            yield Draft((), None, Usage(calls=1, prompt_tokens=len(prefix.ids)))
+            async with aclosing(self.stream(prefix, n, budget)) as found:
+                async for piece in found:
+                    yield piece
 
     async def score(
         self, prefix: Prefix, ids: Sequence[int], budget: Allowance
@@ -81,6 +110,10 @@ class CompletionsUpstream:
     async def close(self) -> None:
         """Close all connections."""
         await self._transport.close()
+
+    def _sample_no_more(self) -> None:
+        """From now on every run is greedy."""
+        self.capabilities = replace(self.capabilities, rejection=False)
 
     def _fields(self, n: int, sampled: bool) -> dict[str, Any]:
         return (_SAMPLED if sampled else _PLAIN) | {"max_tokens": n, "logprobs": self._k}
@@ -150,10 +183,7 @@ class CompletionsRun:
 
     def _position(self, key: str, logprob: float, shown: Mapping[str, Any]) -> Position:
         if self._sampled and not is_id(key):
-            raise UpstreamMalformed(
-                "the upstream names tokens by their text, and many share one: "
-                "what it samples cannot be told from what it shows"
-            )
+            raise NamedByText
         listed = _top({name: nats(value) for name, value in shown.items()}, key, self._k)
         found = [self._names.of_key(name, value) for name, value in listed.items()]
         return make_position(found, usable(self._names.of_key(key, logprob)), self._names.size)

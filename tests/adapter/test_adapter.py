@@ -41,11 +41,13 @@ async def build(server):
 
 
 async def run(adapter, prompt=PROMPT, choice=0, **more):
-    """Steps and ending of one choice."""
+    """Steps and ending of one choice, one token a call."""
     names = Sampling.__dataclass_fields__
     sampling = {"max_tokens": 6, "temperature": 0.0}
     sampling |= {k: more.pop(k) for k in list(more) if k in names}
-    request = Request("tiny", prompt, Sampling(**sampling), **{"trace": "steps"} | more)
+    request = Request(
+        "tiny", prompt, Sampling(**sampling), **{"trace": "steps", "lookahead": 1} | more
+    )
     *steps, ending = [event async for event in adapter.run(adapter.prepare(request), choice)]
     assert isinstance(ending, Ending)
     return steps, ending
@@ -70,7 +72,7 @@ async def test_ids_and_text_are_the_same_prompt(build, other):
 async def test_several_experts_add_up(build):
     models = tiny()
     experts = {"a": str(models.expert), "b": str(models.upstream)}
-    adapter = build(pair={"experts": experts})
+    adapter = build(pair={"experts": experts}, tail="zero")  # the same candidates for all
     first = {}
     for name, weights in {"a": {"a": 1.0}, "b": {"b": 1.0}, "ab": {"a": 0.5, "b": 2.0}}.items():
         steps, _ = await run(adapter, weights=weights, shown=20, max_tokens=1)

@@ -214,7 +214,7 @@ BAD = [
     ("models.m.bridge", "quick", "models.m.bridge: "),
     ("models.m.clamp", {"end": 0}, "models.m.clamp.end: "),
     ("models.m.templates", {"expert": "plain"}, "models.m.templates.expert: there is no file"),
-    ("models.m.lookahead", {}, "models.m.lookahead: unknown key; known here: upstream, pair"),
+    ("models.m.looking", {}, "models.m.looking: unknown key; did you mean lookahead?"),
     ("cache.url", "redis://127.0.0.1", "cache.url: "),
     ("cache.ttl", "7 weeks", "cache.ttl: must be a number with a unit of s, m, h, d"),
     ("cache.ttl", 0, "cache.ttl: "),

@@ -78,7 +78,9 @@ def train_tokenizer(text: str, size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, bos_token=START)
 
 
-def make_model(vocabulary: int, *, seed: int, sharpness: float = 3.0) -> LlamaForCausalLM:
+def make_model(
+    vocabulary: int, *, seed: int, sharpness: float = 3.0, width: int = 32
+) -> LlamaForCausalLM:
     """A two-layer Llama whose next token depends on all before it, at far from equal odds.
 
     Sharper models have larger logits, and so more rounding error in float32.
@@ -86,7 +88,7 @@ def make_model(vocabulary: int, *, seed: int, sharpness: float = 3.0) -> LlamaFo
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=32,
+        hidden_size=width,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=2,

@@ -110,6 +110,31 @@ async def test_a_stream_read_to_its_end_leaves_its_connection_to_the_next() -> N
         await upstream.close()
 
 
+@pytest.mark.parametrize("streamed_too", [False, True])
+async def test_samples_named_by_their_text_are_asked_for_once_and_never_again(
+    streamed_too: bool,
+) -> None:
+    """What a sample was cannot be told; greedy runs can be read, so those are what is asked for."""
+    body = classic({"a": -0.1, "b": -3.0}, text="a")
+    reply = events(body) if streamed_too else Reply(body=body)
+    with scripted(reply) as script:
+        upstream = wire(script.base_url)
+        assert upstream.capabilities.rejection
+        usage, tokens = Usage(), []
+        if streamed_too:
+            async with aclosing(upstream.stream(PREFIX, 1, Allowed(), True)) as run:
+                drafts = [piece async for piece in run]
+        else:
+            drafts = [await upstream.draft(PREFIX, 1, Allowed(), True)]
+        for draft in drafts:
+            usage += draft.usage
+            tokens += [p.drafted.token for p in draft.positions if p.drafted]
+        await upstream.close()
+    assert [request["temperature"] for request in script.requests] == [1, 0]
+    assert (tokens, usage.calls) == ([b"a"], 2)
+    assert not upstream.capabilities.rejection
+
+
 async def test_a_server_that_does_not_hang_up_has_said_all() -> None:
     with scripted(Reply(body=WHOLE.body, headers=WHOLE.headers, more=True)) as script:
         got = await call(script)

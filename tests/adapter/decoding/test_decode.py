@@ -4,12 +4,12 @@ import math
 
 import pytest
 
-from adapter.budget import Budget
-from adapter.candidates import END, Candidate, Draft, Ending, Position, Usage
-from adapter.decoding import Generation, decode
+from adapter.candidates import END, Candidate, Draft, Position, Usage
 from adapter.errors import BadRequest, BudgetExceeded, ContextTooLong, UpstreamTimeout
-from adapter.prefix import Prefix
 from adapter.request import Sampling
+from adapter.upstream.capabilities import COMPLETIONS
+from tests.support import generations
+from tests.support.generations import generation
 
 CALL = Usage(calls=1, prompt_tokens=3, completion_tokens=1)
 
@@ -31,11 +31,13 @@ def position(*tokens, hidden=0.1):
 class Script:
     """An upstream that gives what it is told to, and keeps the prefixes it was asked at."""
 
+    capabilities = COMPLETIONS
+
     def __init__(self, *answers):
         self.answers = list(answers)
         self.prefixes = []
 
-    async def draft(self, prefix, n, budget):
+    async def draft(self, prefix, n, budget, sampled=False):
         budget.take()
         self.prefixes.append(prefix)
         answer = self.answers.pop(0)
@@ -53,13 +55,9 @@ class FailingReader:
 
 
 async def run(script, reader=None, calls=99, alpha=0.0, **sampling):
-    asked = Sampling(**{"max_tokens": 4, "temperature": 0.0} | sampling)
-    generation = Generation(
-        Prefix.of([7, 8]), asked, alpha, seed=1, choice=0, shown=0, reader=reader
-    )
-    events = [event async for event in decode(script, generation, Budget(calls))]
-    assert isinstance(events[-1], Ending)
-    return events[:-1], events[-1]
+    asked = Sampling(**{"max_tokens": 4, "temperature": 0.0, "seed": 1} | sampling)
+    one = generation(sampling=asked, alpha=alpha, reader=reader)
+    return await generations.run(script, one, calls)
 
 
 async def test_the_prefix_grows_by_what_was_emitted():
@@ -118,8 +116,9 @@ async def test_a_step_is_certified_only_where_no_hidden_token_can_win():
 
     assert await status() == "certified"
     assert await status(temperature=1.0) == "truncated"
-    assert await status(frequency_penalty=1.0) == "truncated"
-    assert await status(logit_bias={97: -1.0}) == "truncated"
+    assert await status(frequency_penalty=1.0) == "certified"  # nothing was generated yet
+    assert await status(logit_bias={97: -1.0}) == "certified"  # .4 / e is still above .1
+    assert await status(logit_bias={97: -2.0}) == "truncated"
     assert await status(temperature=1.0, hidden=0.0) == "certified"
     assert await status(alpha=1.0, hidden=0.1) == "truncated"
 

@@ -1,0 +1,116 @@
+"""Frozen: an upstream as one request sees it; the first distribution seen at a prefix stays."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from adapter.budget import Budget
+from adapter.candidates import END, Draft, Position, Usage
+from adapter.prefix import Prefix
+from adapter.upstream.capabilities import Capabilities
+from adapter.upstream.upstream import Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """How a run is asked for: its length, whether the upstream draws it, whether it streams."""
+
+    n: int
+    sampled: bool = False
+    streamed: bool = False
+
+
+class Frozen:
+    """Remembers every position of a request by its prefix, for all of its choices.
+
+    A choice that comes to a prefix where another one was gets the same distribution, and pays
+    nothing. Choices at one prefix wait for the first of them to ask.
+    """
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._seen: dict[bytes, Position | None] = {}  # None: the text ends, and END is hidden
+        self._scored: defaultdict[bytes, dict[int, float | None]] = defaultdict(dict)
+        self._asking: defaultdict[bytes, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The upstream's own."""
+        return self._upstream.capabilities
+
+    async def drafts(self, prefix: Prefix, ask: Ask, budget: Budget) -> AsyncGenerator[Draft, None]:
+        """A run behind the prefix, in one piece or, streamed, as it comes."""
+        async with self._asking[prefix.digest]:
+            first, rest = self._known(prefix, ask.n), None
+            if first is None:
+                rest = self._asked(prefix, ask, budget)
+                first = await anext(rest)
+        yield first
+        if rest is not None:
+            async with aclosing(rest):
+                async for draft in rest:
+                    yield draft
+
+    async def score(
+        self, prefix: Prefix, ids: Sequence[int], budget: Budget
+    ) -> tuple[dict[int, float], Usage]:
+        """Log-probabilities of hidden next tokens, in nats, asked for once each."""
+        seen = self._scored[prefix.digest]
+        missing = [token for token in ids if token not in seen]
+        usage = Usage()
+        if missing:
+            found, usage = await self._upstream.score(prefix, missing, budget)
+            seen |= {token: found.get(token) for token in missing}
+        scores = {token: seen[token] for token in ids}
+        return {token: score for token, score in scores.items() if score is not None}, usage
+
+    def _known(self, prefix: Prefix, n: int) -> Draft | None:
+        """What the request has seen from here on; None where that is nothing."""
+        positions: list[Position] = []
+        while len(positions) < n and prefix.digest in self._seen:
+            position = self._seen[prefix.digest]
+            if position is None:
+                return Draft(tuple(positions), "stop", Usage(), source="cache")
+            positions.append(position)
+            if not _goes_on(position):
+                break
+            prefix = _behind(prefix, position)
+        return Draft(tuple(positions), None, Usage(), source="cache") if positions else None
+
+    async def _asked(self, prefix: Prefix, ask: Ask, budget: Budget) -> AsyncGenerator[Draft, None]:
+        if not ask.streamed:
+            draft = await self._upstream.draft(prefix, ask.n, budget, ask.sampled)
+            self._keep(prefix, draft)
+            yield draft
+            return
+        stream = self._upstream.stream(prefix, ask.n, budget, ask.sampled)
+        async with aclosing(stream) as pieces:
+            async for piece in pieces:
+                prefix = self._keep(prefix, piece)
+                yield piece
+
+    def _keep(self, prefix: Prefix, draft: Draft) -> Prefix:
+        """Remember what was not seen before; the prefix behind the draft."""
+        for position in draft.positions:
+            self._seen.setdefault(prefix.digest, position)
+            if not _goes_on(position):
+                return prefix
+            prefix = _behind(prefix, position)
+        if draft.finish_reason == "stop":
+            self._seen.setdefault(prefix.digest, None)
+        return prefix
+
+
+def _goes_on(position: Position) -> bool:
+    """Whether a run can have another position behind this one."""
+    drafted = position.drafted
+    return drafted is not None and drafted.id is not None and drafted.special != END
+
+
+def _behind(prefix: Prefix, position: Position) -> Prefix:
+    drafted = position.drafted
+    if drafted is None:
+        raise ValueError("nothing stands behind a position without a drafted token")
+    return prefix.extend(drafted)

@@ -1,0 +1,56 @@
+"""Metrics: what steering does and costs, counted for Prometheus."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from adapter.candidates import Ending, Step
+from adapter.decoding import Pace
+
+_PACE = {
+    "acceptance": "Share of drafted tokens kept, the recent ones weighing most.",
+    "cached": "Share of prompt tokens that the upstream billed as cached.",
+    "call_seconds": "What an upstream call takes before its first token, as fitted.",
+    "token_seconds": "What each token adds to an upstream call, as fitted.",
+}
+"""What the best length of a draft is chosen by."""
+
+
+class Metrics:
+    """Counters of one process, by model; `registry` is what a scrape reads."""
+
+    def __init__(self, paces: Mapping[str, Pace]) -> None:
+        self.registry = CollectorRegistry()
+        self._steps = self._counter("steps", "Tokens emitted.", "status", "source")
+        self._flags = self._counter("step_flags", "Tokens emitted with a flag.", "flag")
+        self._calls = self._counter("upstream_calls", "Calls made to the upstream.")
+        self._tokens = self._counter("upstream_tokens", "Tokens the upstream billed.", "kind")
+        self._endings = self._counter("answers", "Choices finished.", "finish_reason")
+        for name, text in _PACE.items():
+            gauge = Gauge(f"adapter_lookahead_{name}", text, ["model"], registry=self.registry)
+            for model, pace in paces.items():
+                gauge.labels(model).set_function(partial(getattr, pace, name))
+
+    def count(self, model: str, event: Step | Ending) -> None:
+        """A token was emitted, or a choice is finished."""
+        if isinstance(event, Step):
+            self._step(model, event)
+        else:
+            self._ended(model, event)
+
+    def _step(self, model: str, step: Step) -> None:
+        self._steps.labels(model, step.status, step.source).inc()
+        for flag in step.flags:
+            self._flags.labels(model, flag).inc()
+
+    def _ended(self, model: str, ending: Ending) -> None:
+        self._endings.labels(model, ending.finish_reason).inc()
+        usage = ending.usage
+        self._calls.labels(model).inc(usage.calls)
+        self._tokens.labels(model, "prompt").inc(usage.prompt_tokens)
+        self._tokens.labels(model, "cached").inc(usage.cached_tokens)
+        self._tokens.labels(model, "completion").inc(usage.completion_tokens)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"adapter_{name}", text, ["model", *labels], registry=self.registry)

@@ -1,0 +1,34 @@
+"""Lexicon: the upstream's vocabulary as a draw needs it."""
+
+from functools import cached_property
+
+import numpy as np
+
+from adapter.candidates import Candidate
+from adapter.steering import Flags, Words, token_words
+from adapter.upstream.tokens import TokenNames
+from tokenizer_maps.vocabulary import Vocabulary
+
+
+class Lexicon:
+    """Names hidden tokens, and gives every token what its noise is made of; by upstream id."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._names = TokenNames(vocabulary)
+        self._count = len(vocabulary.kinds)
+
+    def of_id(self, token: int, logprob: float) -> Candidate | None:
+        """The token of that id as a candidate; None where the id has no name."""
+        return self._names.of_id(token, logprob)
+
+    @cached_property
+    def words(self) -> Words:
+        """The word of every token."""
+        named = (self._names.of_id(i, 0.0) for i in range(self._count))
+        return token_words((c.token, c.special) if c else (b"", "") for c in named)
+
+    @cached_property
+    def hideable(self) -> Flags:
+        """The ids that are tokens at all."""
+        named = (self._names.of_id(i, 0.0) is not None for i in range(self._count))
+        return np.fromiter(named, np.bool_, self._count)
