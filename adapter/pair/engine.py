@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
@@ -34,10 +34,10 @@ class Engine:
 
     async def run(self, steps: Steps[T]) -> T:
         """The steps' result; cancelling drops them, and what they read, at the next round."""
-        future: Future[T] = Future()
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._queue.put(_Job(steps, future))
         self._worker.submit(self._work)
-        return await asyncio.wrap_future(future)
+        return await future
 
     def release(self, texts: Sequence[tuple[Network, Text]]) -> None:
         """Free texts at the next round; from any thread, and from finalizers: it takes no lock."""
@@ -73,8 +73,17 @@ class Engine:
         for job in self._jobs:
             if job.future.cancelled():
                 job.drop()
-        self._jobs = [job for job in self._jobs if not job.over]
+        self._settle()
         return bool(self._jobs)
+
+    def _settle(self) -> None:
+        """Tell all who waited for what is over, at once: they come back in time for one round."""
+        over = [job for job in self._jobs if job.over]
+        self._jobs = [job for job in self._jobs if not job.over]
+        for loop in {job.future.get_loop() for job in over}:
+            its = [job for job in over if job.future.get_loop() is loop]
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_tell, its)
 
     def _round(self) -> None:
         self._rounds += 1
@@ -89,6 +98,7 @@ class Engine:
         for job in ready:
             if not job.over and all(text.holds(tree) for (_, text), tree in job.wants.items()):
                 job.advance()
+        self._settle()
 
     def _prepare(self, job: "_Job", busy: set[Text], parts: dict[Network, list[Part]]) -> bool:
         """Lay out a job's next reading; False where it must wait for others."""
@@ -124,36 +134,34 @@ class Engine:
     def _stop(self) -> None:
         self._admit()
         for job in self._jobs:
-            job.future.cancel()
-            job.drop()
+            job.fail(asyncio.CancelledError())
+        self._settle()
 
 
 class _Job:
-    """Steps on their way, and who waits for their result."""
+    """Steps on their way, who waits for them, and what came of them."""
 
-    def __init__(self, steps: Steps[Any], future: Future[Any]) -> None:
+    def __init__(self, steps: Steps[Any], future: asyncio.Future[Any]) -> None:
         self.future = future
         self.wants: Wants = {}
         self.over = False
+        self.result: object = None
+        self.error: BaseException | None = None
         self._steps = steps
 
     def advance(self) -> None:
-        """One step on; settles the future where it was the last."""
+        """One step on, or to the end."""
         try:
             self.wants = next(self._steps)
         except StopIteration as end:
-            self.over = True
-            if self.future.set_running_or_notify_cancel():
-                self.future.set_result(end.value)
+            self.over, self.result = True, end.value
         except BaseException as error:  # noqa: BLE001  # whoever waits for it gets it
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        """Settle the future with an error."""
-        self.over = True
+        """End with an error."""
+        self.over, self.error = True, error
         self._steps.close()
-        if self.future.set_running_or_notify_cancel():
-            self.future.set_exception(error)
 
     def drop(self) -> None:
         """Free what was read for it."""
@@ -161,6 +169,19 @@ class _Job:
         self._steps.close()
         for network, text in self.wants:
             network.forget(text)
+
+
+def _tell(jobs: Sequence[_Job]) -> None:
+    """On the event loop: their results to those who still wait."""
+    for job in jobs:
+        if job.future.done():
+            continue
+        if isinstance(job.error, asyncio.CancelledError):
+            job.future.cancel()
+        elif job.error is not None:
+            job.future.set_exception(job.error)
+        else:
+            job.future.set_result(job.result)
 
 
 def _too_long(room: int) -> ContextTooLong:
