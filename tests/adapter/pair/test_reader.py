@@ -471,9 +471,15 @@ class Plain:
 
 
 def test_several_experts_have_one_highest_offset():
-    anti = Survey(np.array([-1.0, -2.0]), np.array([-1.5, -2.0]), np.array([-0.5, -2.0]))
-    one = Survey(np.array([-0.5, -3.0]), np.array([-0.7, -3.5]), np.array([-0.3, -2.5]))
-    other = Survey(np.array([-2.0, -1.0]), np.array([-2.5, -1.0]), np.array([-1.0, -1.0]))
+    anti = Survey(
+        *(np.array(row) for row in ([-1.0, -2.0], [-1.5, -2.0], [-0.5, -2.0], [-1.0, -2.0]))
+    )
+    one = Survey(
+        *(np.array(row) for row in ([-0.5, -3.0], [-0.7, -3.5], [-0.3, -2.5], [-0.5, -3.0]))
+    )
+    other = Survey(
+        *(np.array(row) for row in ([-2.0, -1.0], [-2.5, -1.0], [-1.0, -1.0], [-2.0, -1.0]))
+    )
     found = combined_whole(Plain(), [one, other], anti, [2.0, -0.5])
     np.testing.assert_allclose(found.prior, anti.scores)
     np.testing.assert_allclose(found.delta, [2 * 0.5 - 0.5 * -1.0, 2 * -1.0 - 0.5 * 1.0])

@@ -150,9 +150,22 @@ def test_what_would_change_the_output_and_is_not_supported_is_refused_by_name(as
     assert name in refusal.value.message
 
 
+@pytest.mark.parametrize("lookahead", [1, 16, 256, "auto", "stream", None])
+def test_how_far_to_look_ahead_can_be_asked(lookahead):
+    (request,) = completion(steering={"lookahead": lookahead}).requests
+    assert request.lookahead == lookahead
+
+
+@pytest.mark.parametrize("lookahead", [0, -1, 257, 2.5, True, "far", [4]])
+def test_how_far_to_look_ahead_must_make_sense(lookahead):
+    with pytest.raises(BadRequest, match="lookahead: must be 1 to 256") as refusal:
+        completion(steering={"lookahead": lookahead})
+    assert refusal.value.param == "steering.lookahead"
+
+
 def test_unsupported_fields_inside():
     for fields, param in [
-        ({"steering": {"lookahead": 4}}, "steering.lookahead"),
+        ({"steering": {"choices": ["A"]}}, "steering.choices"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
     ]:
         with pytest.raises(UnsupportedParameter) as refusal:
