@@ -20,7 +20,10 @@ def delayed(base_url: str, seconds: float) -> Iterator[str]:
         except OSError:
             writer.close()
             return
-        await asyncio.gather(_later(reader, upstream[1], seconds), _later(upstream[0], writer, 0.0))
+        with contextlib.suppress(asyncio.CancelledError):  # at the end of it all
+            await asyncio.gather(
+                _later(reader, upstream[1], seconds), _later(upstream[0], writer, 0.0)
+            )
 
     async def run() -> None:
         server = await asyncio.start_server(handle, "127.0.0.1", 0)
