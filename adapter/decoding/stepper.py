@@ -91,9 +91,7 @@ class Stepper:
         """One step. Raises BadRequest where logit_bias asks for what cannot be had."""
         self._check_wishes(position, where)
         influence, usage = self._generation.influence, Usage()
-        whole = None
-        if influence.reader is not None and influence.impute and position.hidden > 0.0:
-            whole = await influence.reader.whole(where.prefix.generated)
+        whole = await self._whole(position, where)
         view = self._view(position, offsets, whole, where)
         status = "certified" if view.certificate.certified else "truncated"
         contenders = view.certificate.contenders[: influence.expand]
@@ -106,6 +104,14 @@ class Stepper:
         if token is None:
             raise RuntimeError("an entry without a name was drawn")
         return Taken(replace(self._step(view, entry, token), status=status), token, usage)
+
+    async def _whole(self, position: Position, where: Where) -> Whole | None:
+        """The pair's view of what is hidden, where that moves anything."""
+        influence = self._generation.influence
+        moves = influence.impute and influence.alpha and position.hidden > 0.0
+        if influence.reader is None or not moves:
+            return None
+        return await influence.reader.whole(where.prefix.generated)
 
     def _view(
         self, position: Position, offsets: Offsets, whole: Whole | None, where: Where
