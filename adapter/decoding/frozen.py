@@ -12,6 +12,9 @@ from adapter.prefix import Prefix
 from adapter.upstream.capabilities import Capabilities
 from adapter.upstream.upstream import Upstream
 
+NOTHING = Draft((), None, Usage())
+"""What a stream that ends at once has brought."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -46,7 +49,7 @@ class Frozen:
             first, rest = self._known(prefix, ask.n), None
             if first is None:
                 rest = self._asked(prefix, ask, budget)
-                first = await anext(rest)
+                first = await anext(rest, NOTHING)
         yield first
         if rest is not None:
             async with aclosing(rest):

@@ -5,7 +5,13 @@ import math
 import pytest
 
 from adapter.candidates import END, Candidate, Draft, Position, Usage
-from adapter.errors import BadRequest, BudgetExceeded, ContextTooLong, UpstreamTimeout
+from adapter.errors import (
+    BadRequest,
+    BudgetExceeded,
+    ContextTooLong,
+    UpstreamMalformed,
+    UpstreamTimeout,
+)
 from adapter.request import Sampling
 from adapter.upstream.capabilities import COMPLETIONS
 from tests.support import generations
@@ -128,3 +134,16 @@ async def test_wishes_and_bans_that_cannot_be_met_are_named():
         await run(Script((position(b"x"),), (position(b"a"),)), logit_bias={120: 5.0})
     with pytest.raises(BadRequest, match="forbids every candidate at step 0"):
         await run(Script((position(b"a", b"b"),)), logit_bias={97: -100.0, 98: -100.0})
+
+
+@pytest.mark.parametrize("lookahead", [1, 4, "stream"])
+async def test_an_upstream_that_brings_nothing_is_an_error_and_no_endless_loop(lookahead):
+    class Mute(Script):
+        async def stream(self, prefix, n, budget, sampled=False):
+            for _ in ():
+                yield
+
+    mute = Mute(*[()] * 3)
+    one = generation(sampling=Sampling(max_tokens=4, temperature=0.0), lookahead=lookahead)
+    with pytest.raises(UpstreamMalformed, match="no token"):
+        await generations.run(mute, one)

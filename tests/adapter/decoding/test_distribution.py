@@ -98,11 +98,22 @@ def p_value(counts, temperature):
 
 CELLS = [*itertools.product([True, False], [1, 2, 3], [1.0, 0.7], [False, True])]
 CELLS += [(False, "stream", 1.0, False), (False, "auto", 0.7, False)]
+MANY = [(False, n, t, False) for n in (1, 2, 3) for t in (1.0, 0.7)]  # rejection
+MANY += [(True, 2, 1.0, False), (True, 3, 0.7, False), (False, 3, 1.0, True), (True, 3, 0.7, True)]
 
 
 @pytest.mark.parametrize(("seeded", "lookahead", "temperature", "cached"), CELLS)
-@pytest.mark.parametrize("draws", [2500, pytest.param(60_000, marks=pytest.mark.full)])
-async def test_match_and_rejection_follow_the_target(seeded, lookahead, temperature, cached, draws):
+async def test_match_and_rejection_follow_the_target(seeded, lookahead, temperature, cached):
+    await follows_the_target(seeded, lookahead, temperature, cached, draws=2500)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("seeded", "lookahead", "temperature", "cached"), MANY)
+async def test_60000_draws_follow_the_target(seeded, lookahead, temperature, cached):
+    await follows_the_target(seeded, lookahead, temperature, cached, draws=60_000)
+
+
+async def follows_the_target(seeded, lookahead, temperature, cached, draws):
     inner = replace(UPSTREAM, luck=len(str(lookahead)), _rows={})
     upstream = CachedUpstream(inner, MemoryCache(10**7, 600.0)) if cached else inner
     counts = await sample(draws, temperature, lookahead, upstream=upstream, seeded=seeded)

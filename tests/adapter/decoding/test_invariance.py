@@ -6,6 +6,7 @@ from itertools import cycle
 
 import pytest
 
+from adapter.errors import ContextTooLong
 from adapter.request import Sampling
 from adapter.upstream.cached import CachedUpstream
 from cache import MemoryCache
@@ -155,3 +156,30 @@ async def test_a_stream_is_closed_where_the_text_leaves_it():
     assert 0 < model.cuts <= model.calls
     prompts = sum(3 + at for at in range(len(steps)))  # were each token a call of its own
     assert model.billed < prompts
+
+
+async def test_a_draft_longer_than_the_window_is_walked_in_parts():
+    """The window ends the text where it ends one token at a time, not where a draft would."""
+
+    class Narrow(SyntheticReader):
+        async def offsets(self, places):
+            if len(places[-1].generated) > 6:
+                raise ContextTooLong("the window is over")
+            return await super().offsets(places)
+
+    async def told(lookahead):
+        one = generation(
+            (7, 7, 5),
+            vocabulary=VOCABULARY,
+            sampling=SAMPLINGS["greedy"],
+            reader=Narrow((7, 7, 5), SIZE, strength=0.05),
+            alpha=1.0,
+            lookahead=lookahead,
+        )
+        steps, ending = await run(upstream(), one)
+        return [s.token for s in steps], ending.finish_reason
+
+    expected = await told(1)
+    assert (len(expected[0]), expected[1]) == (7, "length")
+    for lookahead in LOOKAHEADS:
+        assert await told(lookahead) == expected
