@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,7 +125,8 @@ async def test_any_length_on_200_prompts(almanac, sampling, at_once):
 @pytest.mark.parametrize("at_once", [1, 16])
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
 async def test_any_length_on_vllm(vllm, sampling, at_once):
-    prompts = [prompt + more for prompt in PROMPTS for more in ("", " It", " And then")]
-    assert len(prompts) >= 100
+    prompts = [prompt + more for prompt in PROMPTS for more in ("", " It")]
+    assert len(prompts) == 100
     lookaheads = [2, 3, 8, 16, 64, "auto", "stream"]
-    await compare(vllm, "tiny", prompts, sampling, lookaheads, at_once)
+    short = replace(sampling, max_tokens=12)
+    await compare(vllm, "tiny", prompts, short, lookaheads, at_once)
