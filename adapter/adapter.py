@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapter.budget import Budget
@@ -11,10 +11,12 @@ from adapter.candidates import Ending, Step
 from adapter.decoding import Frozen, Generation, Stride, decode
 from adapter.errors import BadRequest, ModelNotFound
 from adapter.metrics import Metrics
-from adapter.model import Model, load_models
+from adapter.model import Model, load_models, open_prefix_cache
 from adapter.prefix import Prefix
 from adapter.request import Request
 from adapter.settings import LimitSettings, Settings, load_settings
+from adapter.upstream.lookups import Lookups
+from cache import Cache
 from tokenizer_maps.bridge import Context
 
 
@@ -35,6 +37,7 @@ class Job:
     seed: int
     budget: Budget
     upstream: Frozen
+    lookups: Lookups
 
     @property
     def prompt_tokens(self) -> int:
@@ -43,12 +46,18 @@ class Job:
 
 
 class Adapter:
-    """The configured models, ready to generate; `metrics` counts what they do."""
+    """The configured models, ready to generate; `metrics` counts what they do.
 
-    def __init__(self, models: Mapping[str, Model], limits: LimitSettings) -> None:
+    It closes the models and the cache they share.
+    """
+
+    def __init__(
+        self, models: Mapping[str, Model], limits: LimitSettings, cache: Cache | None = None
+    ) -> None:
         self._models = dict(models)
         self._limits = limits
-        self.metrics = Metrics({name: model.pace for name, model in models.items()})
+        self._cache = cache
+        self.metrics = Metrics({name: model.pace for name, model in models.items()}, cache)
 
     @classmethod
     def from_settings(cls, settings: Settings | Path) -> "Adapter":
@@ -58,7 +67,8 @@ class Adapter:
         """
         if isinstance(settings, Path):
             settings = load_settings(settings)
-        return cls(load_models(settings), settings.limits)
+        cache = open_prefix_cache(settings)
+        return cls(load_models(settings, cache), settings.limits, cache)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -80,6 +90,7 @@ class Adapter:
         contexts = model.contexts(request.prompt, tuple(weights)) if steered else {}
         model.check_window(contexts, request.sampling.max_tokens)
         seed = request.sampling.seed
+        upstream = model.upstream.for_request(request.cache, request.tenant)
         return Job(
             request=request,
             model=model,
@@ -89,7 +100,8 @@ class Adapter:
             contexts=contexts,
             seed=secrets.randbits(63) if seed is None else seed,
             budget=Budget(self._limits.calls_per_request),
-            upstream=Frozen(model.upstream),
+            upstream=Frozen(upstream),
+            lookups=upstream.lookups,
         )
 
     async def run(self, job: Job, choice: int = 0) -> AsyncGenerator[Step | Ending, None]:
@@ -106,19 +118,23 @@ class Adapter:
             choice=choice,
             shown=request.shown,
         )
+        before = replace(job.lookups)
         try:
             async with aclosing(decode(job.upstream, generation, job.budget)) as events:
                 async for event in events:
                     self.metrics.count(request.model, event)
                     yield event
+            self.metrics.looked_up(request.model, job.lookups.since(before))
         finally:
             if reader is not None:
                 reader.close()
 
     async def close(self) -> None:
-        """Close every upstream connection and end the pairs' workers."""
+        """Close every upstream connection, end the pairs' workers, let go of the cache."""
         for model in self._models.values():
             await model.close()
+        if self._cache is not None:
+            await self._cache.close()
 
     def _check(
         self, request: Request, model: Model, alpha: float, weights: Mapping[str, float]

@@ -1,12 +1,16 @@
 """Metrics: what steering does and costs, counted for Prometheus."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from adapter.candidates import Ending, Step
 from adapter.decoding import Pace
+from adapter.upstream.lookups import Lookups, outcome
+from cache import Cache
 
 _PACE = {
     "acceptance": "Share of drafted tokens kept, the recent ones weighing most.",
@@ -20,13 +24,18 @@ _PACE = {
 class Metrics:
     """Counters of one process, by model; `registry` is what a scrape reads."""
 
-    def __init__(self, paces: Mapping[str, Pace]) -> None:
+    def __init__(self, paces: Mapping[str, Pace], cache: Cache | None = None) -> None:
         self.registry = CollectorRegistry()
         self._steps = self._counter("steps", "Tokens emitted.", "status", "source")
         self._flags = self._counter("step_flags", "Tokens emitted with a flag.", "flag")
         self._calls = self._counter("upstream_calls", "Calls made to the upstream.")
         self._tokens = self._counter("upstream_tokens", "Tokens the upstream billed.", "kind")
         self._endings = self._counter("answers", "Choices finished.", "finish_reason")
+        self._cached = self._counter(
+            "cached_answers", "Choices by what the cache had of them.", "result"
+        )
+        if cache is not None:
+            self.registry.register(_Failures(cache))
         for name, text in _PACE.items():
             gauge = Gauge(f"adapter_lookahead_{name}", text, ["model"], registry=self.registry)
             for model, pace in paces.items():
@@ -38,6 +47,11 @@ class Metrics:
             self._step(model, event)
         else:
             self._ended(model, event)
+
+    def looked_up(self, model: str, lookups: Lookups) -> None:
+        """A choice is finished; one that had all from its request's others counts nowhere."""
+        if lookups.hits or lookups.misses:
+            self._cached.labels(model, outcome([lookups])).inc()
 
     def _step(self, model: str, step: Step) -> None:
         self._steps.labels(model, step.status, step.source).inc()
@@ -54,3 +68,14 @@ class Metrics:
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"adapter_{name}", text, ["model", *labels], registry=self.registry)
+
+
+class _Failures(Collector):
+    """Counts what the cache's store could not serve; requests then did without."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        text = "Calls that the cache's store could not serve."
+        yield CounterMetricFamily("adapter_cache_failures", text, value=self._cache.failures)

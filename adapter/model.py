@@ -17,7 +17,7 @@ from adapter.templates import PLAIN, compile_template, encode, plain, render, se
 from adapter.upstream import Endpoint, Upstream, connect
 from adapter.upstream.cached import CachedUpstream
 from adapter.upstream.lexicon import Lexicon
-from cache import Cache, Keys, MemoryCache
+from cache import Cache, CacheError, Keys, open_cache
 from tokenizer_maps.bridge import Bridge, Clamp, Context, IdentityBridge, make_bridge
 from tokenizer_maps.errors import TokenizerMapError, VocabularyError
 from tokenizer_maps.loading import load_vocabulary
@@ -164,12 +164,20 @@ def _checked(ids: tuple[int, ...], vocabulary: Vocabulary) -> tuple[int, ...]:
     return ids
 
 
-def load_models(settings: Settings) -> dict[str, Model]:
+def open_prefix_cache(settings: Settings) -> Cache | None:
+    """The cache that all models share. Raises SettingsError."""
+    own = settings.cache
+    try:
+        return open_cache(own.url, own.size, own.ttl)
+    except CacheError as error:
+        raise SettingsError(f"cache.url: {error}") from None
+
+
+def load_models(settings: Settings, cache: Cache | None) -> dict[str, Model]:
     """Every configured model; models with equal pair settings share one loaded pair.
 
-    Raises SettingsError and PairError.
+    The cache stays the caller's to close. Raises SettingsError and PairError.
     """
-    cache = _open_cache(settings)
     keys = Keys(settings.cache_secret())
     pairs: dict[str, Pair] = {}
     models = {}
@@ -197,12 +205,6 @@ def _pace(model: ModelSettings) -> Pace:
         return Pace(objective)
     cached = price.input if price.cached is None else price.cached
     return Pace(objective, Price(price.input, price.output, cached))
-
-
-def _open_cache(settings: Settings) -> Cache | None:
-    if settings.cache.url == "none":
-        return None
-    return MemoryCache(settings.cache.size, settings.cache.ttl)
 
 
 def _load_pair(pair: PairSettings) -> Pair:

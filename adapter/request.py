@@ -31,6 +31,9 @@ LONGEST = 256
 
 Trace = Literal["off", "steps", "candidates"]
 
+CacheUse = Literal["use", "refresh", "bypass"]
+"""Of what the upstream showed before: read and write, write only, or neither."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -59,7 +62,8 @@ class Sampling:
 class Request:
     """One generation: `alpha`, `weights` and `lookahead` None mean the model's own settings.
 
-    `shown` is the number of candidates each step carries (0 = none).
+    `shown` is the number of candidates each step carries (0 = none). Cache entries are shared by
+    requests of the same `tenant` only.
     """
 
     model: str
@@ -71,3 +75,5 @@ class Request:
     lookahead: Lookahead | None = None
     trace: Trace = "off"
     shown: int = 0
+    cache: CacheUse = "use"
+    tenant: str | None = None

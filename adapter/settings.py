@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from adapter.errors import SettingsError
+from cache import CacheError, is_shared
 
 _ENVIRONMENT = "ADAPTER_"
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -94,6 +95,16 @@ def _url(value: str) -> str:
     if parts.username or parts.password:
         raise ValueError("must not carry a user or password; name a variable in api_key_env")
     return value.rstrip("/")
+
+
+def _cache_url(value: str, info: ValidationInfo) -> str:
+    """A cache's address, a file's from the root."""
+    try:
+        is_shared(value)
+    except CacheError as error:
+        raise ValueError(str(error)) from None
+    kind, slashes, file = value.partition(":///")
+    return f"{kind}{slashes}{_absolute(file, info)}" if kind == "sqlite" else value
 
 
 def _increasing(value: tuple[float, float]) -> tuple[float, float]:
@@ -220,12 +231,25 @@ class ModelSettings(Section):
 
 
 class CacheSettings(Section):
-    """The prefix cache; `ttl` in seconds (written 90s, 15m, 12h, 7d), `size` in bytes (256MB)."""
+    """The prefix cache; `ttl` in seconds (written 90s, 15m, 12h, 7d), `size` in bytes (256MB).
 
-    url: Literal["memory://", "none"] = "memory://"
+    `url`: memory://, sqlite:///FILE, redis://…, rediss://… or none; it may hold a password.
+    """
+
+    url: Annotated[str, AfterValidator(_cache_url), Field(repr=False)] = "memory://"
     ttl: Duration = 7 * 86400.0
     size: Size = 256 * 10**6
     secret_env: VariableName = None
+
+    @model_validator(mode="after")
+    def _secret_where_shared(self) -> Self:
+        if is_shared(self.url) and self.secret_env is None:
+            raise ValueError(
+                "secret_env is missing: entries that outlive the process have keys made with a "
+                "secret; name a variable that holds one (such as from `openssl rand -hex 32`), "
+                "the same for all replicas"
+            )
+        return self
 
 
 class LimitSettings(Section):

@@ -38,6 +38,11 @@ class Cache(Protocol):
         """Whether another process, or this one after a restart, finds what is put here."""
         ...
 
+    @property
+    def failures(self) -> int:
+        """Calls since it was opened that its store could not serve, as in `Stats`."""
+        ...
+
     async def get(self, key: bytes) -> bytes | None:
         """What was put under the key, None where it is not or no longer there, or not to be had."""
         ...

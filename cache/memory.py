@@ -30,6 +30,11 @@ class MemoryCache:
         return False
 
     @property
+    def failures(self) -> int:
+        """None: there is nothing that could fail."""
+        return 0
+
+    @property
     def used(self) -> int:
         """Bytes taken, overhead included."""
         return self._used

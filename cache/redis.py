@@ -29,6 +29,11 @@ class RedisCache:
         """Yes, by everyone with the same secret."""
         return True
 
+    @property
+    def failures(self) -> int:
+        """Calls that Redis did not serve, those during an outage included."""
+        return self._failures
+
     async def get(self, key: bytes) -> bytes | None:
         """The value, None where there is none or Redis does not give it in time."""
         value = await self._ask("GET", _PREFIX + key.hex())

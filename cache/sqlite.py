@@ -68,6 +68,11 @@ class SqliteCache:
         """Yes: by later processes at least."""
         return True
 
+    @property
+    def failures(self) -> int:
+        """Calls that found the file locked, full or broken."""
+        return self._failures
+
     async def get(self, key: bytes) -> bytes | None:
         """The value, if it is there, not too old and readable."""
         value = await self._try(lambda: self._get(key))

@@ -22,6 +22,11 @@ class TieredCache:
         """What the far one is."""
         return self._far.shared
 
+    @property
+    def failures(self) -> int:
+        """The far one's."""
+        return self._far.failures
+
     async def get(self, key: bytes) -> bytes | None:
         """The value from the nearest that has it; memory keeps a copy."""
         value = await self._near.get(key)

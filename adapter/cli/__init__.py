@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
 
+from adapter.cli.cache import app as cache_commands
 from adapter.cli.complete import complete
 from adapter.cli.demo import demo
 from adapter.cli.map import app as map_commands
@@ -25,6 +26,7 @@ app.command("serve")(serve)
 app.command("complete")(complete)
 app.command("demo")(demo)
 app.add_typer(map_commands, name="map")
+app.add_typer(cache_commands, name="cache")
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,9 @@ from adapter.service.failures import failure
 from adapter.service.parts import Part, Tally, generate, joined
 from adapter.service.render import CHAT, COMPLETIONS, Dialect, Envelope, Json, View, usage
 from adapter.service.stream import EventStream, events
-from adapter.service.wire import Asked, read_chat, read_completion
+from adapter.service.wire import Asked, cache_use, read_chat, read_completion
 from adapter.settings import LimitSettings, Settings
+from adapter.upstream.lookups import Lookups, outcome
 
 if TYPE_CHECKING:  # the engine brings torch along, and the wire does not need it
     from adapter.adapter import Adapter
@@ -56,6 +57,7 @@ def create_app(adapter: "Adapter", settings: Settings) -> FastAPI:
     app.add_api_route("/v1/models", models.every, methods=["GET"])
     app.add_api_route("/v1/models/{name:path}", models.one, methods=["GET"])
     app.add_api_route("/healthz", _healthy, methods=["GET"])
+    app.add_api_route("/readyz", _ready, methods=["GET"])
     return app
 
 
@@ -74,7 +76,8 @@ class GenerationRoutes:
 
     async def _answer(self, request: Request, read: Read, dialect: Dialect) -> Response:
         try:
-            asked = read(await _body(request), self.limits)
+            control = ",".join(request.headers.getlist("cache-control"))
+            asked = read(await _body(request), self.limits).using(cache_use(control))
             work = self._generate(asked, dialect, request.state.request_id)
             return await unless_gone(request.receive, work)
         except (ClientGone, ClientDisconnect):
@@ -87,21 +90,20 @@ class GenerationRoutes:
         jobs = [await asyncio.to_thread(self.adapter.prepare, r) for r in asked.requests]
         view = View(asked.logprobs, asked.trace, jobs[0].alpha)
         envelope = Envelope(dialect, request_id, int(time.time()), asked.model)
+        lookups = tuple(job.lookups for job in jobs)
         tally = Tally(prompt_tokens=sum(job.prompt_tokens for job in jobs))
         parts = generate(self.adapter, jobs)
         if asked.stream:
             first = await anext(parts)
             chunks = events(_chain(first, parts), envelope, view, tally, asked.include_usage)
-            started = Tally(0)
-            started.add(first)
-            return EventStream(chunks, _headers(view, started))
+            return EventStream(chunks, _headers(view, lookups))
         async with aclosing(parts):
             collected = [part async for part in parts]
         for part in collected:
             tally.add(part)
         choices = [dialect.whole(part, view) for part in joined(collected)]
         answer = envelope.wrap(dialect.whole_object, choices, usage=usage(tally))
-        return JSONResponse(answer, headers=_headers(view, tally))
+        return JSONResponse(answer, headers=_headers(view, lookups))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +166,9 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _headers(view: View, tally: Tally) -> dict[str, str]:
-    """On a stream x-cache speaks of the first token only; the trace tells of each."""
-    return {"x-steering": "off" if view.alpha == 0.0 else "on", "x-cache": tally.cache}
+def _headers(view: View, lookups: Sequence[Lookups]) -> dict[str, str]:
+    """A stream's x-cache speaks of what its first token took; the trace tells of each."""
+    return {"x-steering": "off" if view.alpha == 0.0 else "on", "x-cache": outcome(lookups)}
 
 
 def _refused(request: Request, error: Exception) -> Response:
@@ -175,4 +177,10 @@ def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _healthy() -> dict[str, Any]:
+    """The process lives."""
     return {"status": "ok"}
+
+
+async def _ready() -> dict[str, Any]:
+    """The models are loaded, or nobody would listen; a cache that is away keeps nobody waiting."""
+    return {"status": "ready"}

@@ -38,20 +38,11 @@ class Tally:
     prompt_tokens: int
     completion_tokens: int = 0
     upstream: Usage = field(default_factory=Usage)
-    sources: set[str] = field(default_factory=set)
 
     def add(self, part: Part) -> None:
         self.completion_tokens += len(part.steps)
-        self.sources.update(step.source for step in part.steps)
         if part.ending:
             self.upstream += part.ending.usage
-
-    @property
-    def cache(self) -> str:
-        """Where the positions so far came from: hit | partial | miss."""
-        if "cache" not in self.sources:
-            return "miss"
-        return "hit" if self.sources == {"cache"} else "partial"
 
 
 async def generate(adapter: "Adapter", jobs: Sequence["Job"]) -> AsyncGenerator[Part, None]:

@@ -51,7 +51,7 @@ def log_config(log: LogSettings) -> dict[str, Any]:
         "formatters": {"text": text, "json": {"()": JsonLines}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": log.format}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
-        "loggers": {name: {"level": log.level.upper()} for name in ("adapter", "uvicorn")},
+        "loggers": {name: {"level": log.level.upper()} for name in ("adapter", "cache", "uvicorn")},
     }
 
 

@@ -6,7 +6,7 @@ change nothing are as good as absent.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails, from_json
 from adapter.errors import BadRequest, UnsupportedParameter
 from adapter.request import (
     LONGEST,
+    CacheUse,
     Chat,
     Lookahead,
     Message,
@@ -116,6 +117,18 @@ class Asked:
     @property
     def trace(self) -> Trace:
         return self.requests[0].trace
+
+    def using(self, cache: CacheUse) -> "Asked":
+        """The same, with another use of the cache."""
+        return replace(self, requests=tuple(replace(r, cache=cache) for r in self.requests))
+
+
+def cache_use(control: str) -> CacheUse:
+    """What a Cache-Control header asks for; directives that are not known ask for nothing."""
+    directives = {part.strip().lower() for part in control.split(",")}
+    if "no-store" in directives:
+        return "bypass"
+    return "refresh" if "no-cache" in directives else "use"
 
 
 class Wire(BaseModel):

@@ -1,31 +1,58 @@
 """An upstream that remembers what it showed."""
 
-from collections.abc import AsyncGenerator, Sequence
+import copy
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
+from typing import TypeVar
 
 from adapter.candidates import Draft, Position, Usage
+from adapter.errors import BudgetExceeded
 from adapter.prefix import Prefix
+from adapter.request import CacheUse
 from adapter.upstream.capabilities import Capabilities
+from adapter.upstream.lookups import Lookups
 from adapter.upstream.runs import dump_scores, load_run, load_scores, split_run
 from adapter.upstream.upstream import Allowance, Upstream
-from cache import Cache, Keys, seal, unseal
+from cache import Cache, Flight, Keys, seal, unseal
 
 _RUN = b"run 2"
 _SCORES = b"scores 1"
 # Part of every key: an entry of another format is a miss.
 
+Scores = tuple[dict[int, float], Usage]
+T = TypeVar("T")
+
 
 class CachedUpstream:
     """Asks the cache first, where there is one, then the upstream, and takes a copy.
 
-    Distributions do not depend on what was drawn: greedy and sampled runs share their entries.
+    Those who come to a prefix while somebody asks there share the answer: he pays, theirs has the
+    source cache. Distributions do not depend on what was drawn: greedy and sampled runs share
+    their entries. `lookups` counts how often the upstream was needed.
     """
 
     def __init__(self, inner: Upstream, cache: Cache | None, keys: Keys | None = None) -> None:
+        self.lookups = Lookups()
         self._inner = inner
         self._cache = cache
         self._keys = Keys() if keys is None else keys
-        self._fields = tuple(field.encode() for field in inner.identity)
+        self._drafting = Flight[Draft]()
+        self._scoring = Flight[Scores]()
+        self._use: CacheUse = "bypass" if cache is None else "use"
+        self._tenant: str | None = None
+
+    def for_request(self, use: CacheUse = "use", tenant: str | None = None) -> "CachedUpstream":
+        """The same upstream as one request uses it, with a count of its own.
+
+        `refresh` reads nothing that was there before, `bypass` leaves nothing behind either; both
+        ask alone.
+        """
+        own = copy.copy(self)
+        own.lookups = Lookups()
+        own._use = "bypass" if self._cache is None else use
+        own._tenant = tenant
+        return own
 
     @property
     def capabilities(self) -> Capabilities:
@@ -41,23 +68,34 @@ class CachedUpstream:
         self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
     ) -> Draft:
         """The run stored at this prefix, cut to n, else the upstream's, which is then stored."""
-        stored = await self._stored(prefix, n)
-        if stored is not None:
-            return stored
-        draft = await self._inner.draft(prefix, n, budget, sampled)
-        await self._store(prefix, draft)
-        return draft
+        key = self._key(_RUN, prefix)
+
+        async def fetch() -> Draft:
+            payload = await self._read(key)
+            if payload is not None:
+                return load_run(payload)
+            fresh = await self._inner.draft(prefix, n, budget, sampled)
+            await self._store(prefix, fresh)
+            return fresh
+
+        draft, mine = await self._shared(self._drafting, key, fetch)
+        if not mine:
+            draft = replace(draft, usage=Usage(), source="cache")
+        hit = draft.source == "cache"
+        self.lookups.count(hit)
+        return _cut(draft, n) if hit else draft
 
     async def stream(
         self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
     ) -> AsyncGenerator[Draft, None]:
-        """The stored run as one piece, else the upstream's pieces.
+        """The stored run as one piece, else the upstream's pieces; not shared while they come.
 
         What came is stored, whichever way the stream ends.
         """
-        stored = await self._stored(prefix, n)
-        if stored is not None:
-            yield stored
+        payload = await self._read(self._key(_RUN, prefix))
+        self.lookups.count(payload is not None)
+        if payload is not None:
+            yield _cut(load_run(payload), n)
             return
         positions: list[Position] = []
         finish = None
@@ -71,43 +109,72 @@ class CachedUpstream:
             if positions or finish is not None:
                 await self._store(prefix, Draft(tuple(positions), finish, Usage()))
 
-    async def score(
-        self, prefix: Prefix, ids: Sequence[int], budget: Allowance
-    ) -> tuple[dict[int, float], Usage]:
+    async def score(self, prefix: Prefix, ids: Sequence[int], budget: Allowance) -> Scores:
         """Stored scores, and the upstream's for the rest; that one cannot be had is stored too."""
-        key = self._keys.key(_SCORES, *self._fields, prefix.digest)
-        payload = await self._read(key)
-        known = {} if payload is None else load_scores(payload)
-        missing = [i for i in ids if i not in known]
-        usage = Usage()
-        if missing:
-            scores, usage = await self._inner.score(prefix, missing, budget)
-            known |= {i: scores.get(i) for i in missing}
-            await self._write(key, dump_scores(known))
-        return {i: value for i in ids if (value := known[i]) is not None}, usage
+        key = self._key(_SCORES, prefix)
+
+        async def fetch() -> Scores:
+            payload = await self._read(key)
+            known = {} if payload is None else load_scores(payload)
+            missing = [i for i in ids if i not in known]
+            usage = Usage()
+            if missing:
+                scores, usage = await self._inner.score(prefix, missing, budget)
+                known |= {i: scores.get(i) for i in missing}
+                await self._write(key, dump_scores(known))
+            return {i: value for i in ids if (value := known[i]) is not None}, usage
+
+        asked = key + b"".join(i.to_bytes(4, "big") for i in ids)
+        (scores, usage), mine = await self._shared(self._scoring, asked, fetch)
+        usage = usage if mine else Usage()
+        self.lookups.count(not usage.calls)
+        return scores, usage
 
     async def close(self) -> None:
         """Close the upstream; the cache is shared and stays open."""
         await self._inner.close()
 
-    async def _stored(self, prefix: Prefix, n: int) -> Draft | None:
-        payload = await self._read(self._run_key(prefix))
-        return None if payload is None else _cut(load_run(payload), n)
+    async def _shared(
+        self, flight: Flight[T], key: bytes, fetch: Callable[[], Awaitable[T]]
+    ) -> tuple[T, bool]:
+        """What a fetch for this key gives, and whether it was this request's own.
+
+        That somebody else had no budget left says nothing of this request: it asks again.
+        """
+        if self._use != "use":
+            return await fetch(), True
+        mine = False
+
+        async def own() -> T:
+            nonlocal mine
+            mine = True
+            return await fetch()
+
+        while True:
+            try:
+                return await flight.share(key, own), mine
+            except BudgetExceeded:
+                if mine:
+                    raise
+
+    def _key(self, kind: bytes, prefix: Prefix) -> bytes:
+        tenant = None if self._tenant is None else self._tenant.encode()
+        fields = (field.encode() for field in self._inner.identity)
+        return self._keys.key(kind, tenant, *fields, prefix.digest)
 
     async def _store(self, prefix: Prefix, run: Draft) -> None:
-        if self._cache is not None:
+        if self._use != "bypass":
             for at, payload in split_run(prefix, run):
-                await self._write(self._run_key(at), payload)
-
-    def _run_key(self, prefix: Prefix) -> bytes:
-        return self._keys.key(_RUN, *self._fields, prefix.digest)
+                await self._write(self._key(_RUN, at), payload)
 
     async def _read(self, key: bytes) -> bytes | None:
-        blob = None if self._cache is None else await self._cache.get(key)
+        if self._cache is None or self._use != "use":
+            return None
+        blob = await self._cache.get(key)
         return None if blob is None else unseal(key, blob)
 
     async def _write(self, key: bytes, payload: bytes) -> None:
-        if self._cache is not None:
+        if self._cache is not None and self._use != "bypass":
             await self._cache.put(key, seal(key, payload))
 
 

@@ -168,6 +168,20 @@ def test_the_secret_of_cache_keys_is_read_in_the_same_way(folder, monkeypatch):
     assert settings.cache_secret() == b"s"
 
 
+@pytest.mark.parametrize("url", ["redis://u:canary-7Q@h:1/2", "rediss://:canary-7Q@h", "none"])
+def test_a_cache_by_its_address(folder, monkeypatch, url):
+    monkeypatch.setenv("ADAPTER_CACHE__URL", url)
+    found = load(folder, minimal() | {"cache": {"secret_env": "CACHE_SECRET"}})
+    assert found.cache.url == url
+    assert "canary-7Q" not in repr(found) + str(found)
+
+
+def test_a_cache_file_is_relative_to_the_settings(folder):
+    for url, path in (("sqlite:///a/b.db", f"{folder}/a/b.db"), ("sqlite:////a/b.db", "/a/b.db")):
+        found = load(folder, minimal() | {"cache": {"url": url, "secret_env": "CACHE_SECRET"}})
+        assert found.cache.url == f"sqlite:///{path}"
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
 def test_loopback_needs_no_guard(folder, host):
     assert load(folder, changed("service.host", host)).service.host == host
@@ -215,7 +229,10 @@ BAD = [
     ("models.m.clamp", {"end": 0}, "models.m.clamp.end: "),
     ("models.m.templates", {"expert": "plain"}, "models.m.templates.expert: there is no file"),
     ("models.m.looking", {}, "models.m.looking: unknown key; did you mean lookahead?"),
-    ("cache.url", "redis://127.0.0.1", "cache.url: "),
+    ("cache.url", "redis://u:canary-7Q@127.0.0.1", "cache: secret_env is missing"),
+    ("cache.url", "sqlite:///here.db", "cache: secret_env is missing"),
+    ("cache.url", "sqlite://here.db", "cache.url: a file's address is sqlite:///FILE"),
+    ("cache.url", "http://u:canary-7Q@127.0.0.1", "cache.url: no cache has such an address"),
     ("cache.ttl", "7 weeks", "cache.ttl: must be a number with a unit of s, m, h, d"),
     ("cache.ttl", 0, "cache.ttl: "),
     ("cache.ttl", "now", "cache.ttl: must be a number"),

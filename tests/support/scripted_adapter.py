@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from adapter.candidates import END, Alternative, Ending, Step, Usage
 from adapter.errors import ModelNotFound
 from adapter.request import Request
+from adapter.upstream.lookups import Lookups
 
 HANG = "hang"
 """In a script: wait for ever."""
@@ -57,6 +58,7 @@ class ScriptedJob:
     request: Request
     alpha: float
     prompt_tokens: int
+    lookups: Lookups = field(default_factory=Lookups)
 
 
 @dataclass

@@ -4,8 +4,9 @@ import openai
 import pytest
 
 from adapter.candidates import END
-from adapter.service.parts import Part, Tally, joined
+from adapter.service.parts import Part, joined
 from adapter.service.render import token_text
+from adapter.upstream.lookups import Lookups, outcome
 from tests.support.scripted_adapter import (
     HELLO,
     ScriptedAdapter,
@@ -157,19 +158,19 @@ def test_a_trace_says_why_each_token_was_taken(serve):
 
 
 @pytest.mark.parametrize(
-    ("sources", "said"),
+    ("lookups", "said"),
     [
         ([], "miss"),
-        (["upstream"], "miss"),
-        (["cache", "cache"], "hit"),
-        (["cache", "upstream"], "partial"),
+        ([Lookups(0, 0)], "miss"),
+        ([Lookups(0, 2)], "miss"),
+        ([Lookups(2, 0)], "hit"),
+        ([Lookups(2, 0), Lookups(1, 0)], "hit"),
+        ([Lookups(1, 1)], "partial"),
+        ([Lookups(1, 0), Lookups(0, 1)], "partial"),
     ],
 )
-def test_x_cache_says_where_positions_came_from(sources, said):
-    tally = Tally(0)
-    for source in sources:
-        tally.add(Part(0, (step("a", source=source),), (0,), None))
-    assert tally.cache == said
+def test_x_cache_sums_up_the_lookups_of_all_prompts(lookups, said):
+    assert outcome(lookups) == said
 
 
 def test_what_was_held_back_belongs_to_the_text(serve):

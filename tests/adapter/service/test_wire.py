@@ -6,7 +6,7 @@ import pytest
 
 from adapter.errors import BadRequest, UnsupportedParameter
 from adapter.request import Chat, Message
-from adapter.service.wire import MAX_CHOICES, Asked, read_chat, read_completion
+from adapter.service.wire import MAX_CHOICES, Asked, cache_use, read_chat, read_completion
 from adapter.settings import LimitSettings
 
 LIMITS = LimitSettings(top_logprobs=5, max_tokens=100)
@@ -290,3 +290,19 @@ def test_the_message_never_repeats_the_value(ask, fields, param):
     with pytest.raises(BadRequest) as refusal:
         ask(**(fields | canary))
     assert "canary-7Q" not in str(refusal.value.body())
+
+
+@pytest.mark.parametrize(
+    ("control", "use"),
+    [
+        ("", "use"),
+        ("max-age=0, only-if-cached, x=no-store", "use"),
+        ("no-cache", "refresh"),
+        ("max-age=0, No-Cache", "refresh"),
+        ("no-store", "bypass"),
+        ("NO-STORE,no-cache", "bypass"),
+    ],
+)
+def test_cache_control(control, use):
+    assert cache_use(control) == use
+    assert {r.cache for r in completion(prompt=["a", "b"]).using(use).requests} == {use}

@@ -1,5 +1,6 @@
 """The prefix cache in front of an upstream."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapter.budget import Budget
 from adapter.candidates import END, Candidate, Draft, Usage, make_position
 from adapter.errors import UpstreamUnavailable
 from adapter.prefix import Prefix
@@ -339,3 +341,166 @@ def test_what_is_no_number_is_never_stored() -> None:
     draft = Draft((make_position([A], Candidate(b"a", float("nan"), 99)),), None, Usage())
     with pytest.raises(ValueError, match="not JSON compliant"):
         dump_run(draft)
+
+
+async def test_those_who_ask_at_once_share_one_call_that_the_first_pays() -> None:
+    inner, cache = endless(latency=0.01), Watched()
+    shared = CachedUpstream(inner, cache)
+    requests = [shared.for_request() for _ in range(100)]
+    budgets = [Allowed() for _ in requests]
+    drafts = await asyncio.gather(
+        *(r.draft(PREFIX, 2, b, True) for r, b in zip(requests, budgets, strict=True))
+    )
+    leader, *others = drafts
+    assert (inner.calls, cache.reads, sum(b.taken for b in budgets)) == (1, 1, 1)
+    assert (leader.source, leader.usage.calls, budgets[0].taken) == ("upstream", 1, 1)
+    assert {(d.source, d.usage) for d in others} == {("cache", Usage())}
+    assert {d.positions for d in others} == {leader.positions}
+    assert [(r.lookups.hits, r.lookups.misses) for r in requests] == [(0, 1)] + 99 * [(1, 0)]
+
+
+async def test_who_shares_a_longer_run_gets_what_was_asked_for() -> None:
+    inner = endless(latency=0.01)
+    upstream = cached(inner, Watched())
+    long, short = await asyncio.gather(
+        upstream.draft(PREFIX, 6, Allowed()), upstream.draft(PREFIX, 2, Allowed())
+    )
+    assert (short.positions, short.finish_reason) == (long.positions[:2], None)
+    assert inner.calls == 1
+
+
+async def test_those_who_read_at_once_share_one_read() -> None:
+    inner, cache = endless(), Watched()
+    upstream = cached(inner, cache)
+    await upstream.draft(PREFIX, 2, Allowed())
+    drafts = await asyncio.gather(*(upstream.draft(PREFIX, 2, Allowed()) for _ in range(9)))
+    assert {d.source for d in drafts} == {"cache"}
+    assert (inner.calls, cache.reads) == (1, 2)
+
+
+async def test_nobody_fails_because_another_has_no_budget() -> None:
+    inner = endless(latency=0.01)
+    upstream = cached(inner, Watched())
+    budgets = [Budget(0), Budget(0), Allowed(1), Budget(0)]
+    results = await asyncio.gather(
+        *(upstream.draft(PREFIX, 2, budget) for budget in budgets), return_exceptions=True
+    )
+    kinds = [r.source if isinstance(r, Draft) else type(r).__name__ for r in results]
+    assert kinds == ["BudgetExceeded", "BudgetExceeded", "upstream", "cache"]
+    assert inner.calls == 1
+
+
+async def test_a_failing_upstream_fails_all_who_wait_for_it_at_once() -> None:
+    class Failing(Fixed):
+        async def draft(self, prefix, n, budget, sampled=False):
+            self.asked += 1
+            await asyncio.sleep(0.01)
+            raise UpstreamUnavailable("down")
+
+    inner = Failing()
+    upstream = cached(inner, Watched())
+    results = await asyncio.gather(
+        *(upstream.draft(PREFIX, 2, Allowed()) for _ in range(5)), return_exceptions=True
+    )
+    assert {type(r) for r in results} == {UpstreamUnavailable}
+    assert inner.asked == 1
+    with pytest.raises(UpstreamUnavailable):
+        await upstream.draft(PREFIX, 2, Allowed())
+    assert inner.asked == 2  # a failure is kept nowhere
+
+
+@thorough
+@given(st.integers(1, 4), st.floats(0, 0.004))
+async def test_a_cancelled_leader_leaves_nobody_behind(followers: int, after: float) -> None:
+    inner = endless(latency=0.002)
+    upstream = cached(inner, Watched())
+    leader = asyncio.create_task(upstream.draft(PREFIX, 2, Allowed()))
+    await asyncio.sleep(0)
+    waiting = [asyncio.create_task(upstream.draft(PREFIX, 2, Allowed())) for _ in range(followers)]
+    await asyncio.sleep(after)
+    leader.cancel()
+    async with asyncio.timeout(10):
+        drafts = await asyncio.gather(*waiting)
+    assert {d.positions for d in drafts} == {drafts[0].positions}
+    assert {d.source for d in drafts} == {"cache"}
+    assert inner.calls == 1
+
+
+async def test_who_leaves_alone_ends_the_call() -> None:
+    inner = endless(latency=60)
+    alone = asyncio.create_task(cached(inner, Watched()).draft(PREFIX, 2, Allowed()))
+    await asyncio.sleep(0.01)
+    alone.cancel()
+    async with asyncio.timeout(10):
+        await asyncio.gather(alone, return_exceptions=True)
+    assert alone.cancelled()
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_scores_are_shared_by_those_who_ask_for_the_same() -> None:
+    inner = endless(k=1, latency=0.01)
+    shared = CachedUpstream(inner, Watched())
+    requests = [shared.for_request() for _ in range(3)]
+    scores = await asyncio.gather(
+        requests[0].score(PREFIX, [2, 3], Allowed()),
+        requests[1].score(PREFIX, [2, 3], Allowed()),
+        requests[2].score(PREFIX, [4], Allowed()),
+    )
+    assert scores[1] == (scores[0][0], Usage())
+    assert (inner.calls, [r.lookups.misses for r in requests]) == (2, [1, 0, 1])
+
+
+async def everything(upstream: CachedUpstream) -> list[str]:
+    """Whether a draft, a stream and scores came from the upstream or the cache."""
+    draft = await upstream.draft(PREFIX, 2, Allowed())
+    behind_it = behind(PREFIX, draft, 1)
+    pieces = [piece async for piece in upstream.stream(behind_it, 2, Allowed())]
+    _, usage = await upstream.score(PREFIX, [2], Allowed())
+    return [draft.source, pieces[0].source, "upstream" if usage.calls else "cache"]
+
+
+FRESH, KEPT = ["upstream"] * 3, ["cache"] * 3
+
+
+async def test_no_store_leaves_nothing_and_no_cache_reads_nothing() -> None:
+    cache = Watched()
+    shared = CachedUpstream(endless(k=1), cache)
+    assert await everything(shared.for_request("bypass")) == FRESH
+    assert (cache.sizes, cache.reads) == ([], 0)
+    assert await everything(shared.for_request("refresh")) == FRESH
+    assert (len(cache.sizes), cache.reads) == (3, 0)
+    assert await everything(shared.for_request()) == KEPT
+    assert cache.reads == 3
+    again = shared.for_request("refresh")
+    assert await everything(again) == FRESH
+    assert (len(cache.sizes), cache.reads, again.lookups.misses) == (6, 3, 3)
+
+
+async def test_who_may_not_share_asks_alone() -> None:
+    inner = endless(latency=0.01)
+    shared = CachedUpstream(inner, Watched())
+    uses = ("use", "refresh", "bypass", "use")
+    drafts = await asyncio.gather(
+        *(shared.for_request(use).draft(PREFIX, 2, Allowed()) for use in uses)
+    )
+    assert [d.source for d in drafts] == ["upstream", "upstream", "upstream", "cache"]
+    assert inner.calls == 3
+
+
+async def test_tenants_share_nothing_neither_entries_nor_calls() -> None:
+    inner, cache = endless(latency=0.01), Watched()
+    shared = CachedUpstream(inner, cache)
+    tenants = (None, "", "a", "b", "a")
+    drafts = await asyncio.gather(
+        *(shared.for_request("use", t).draft(PREFIX, 2, Allowed()) for t in tenants)
+    )
+    assert [d.source for d in drafts] == ["upstream"] * 4 + ["cache"]
+    assert (inner.calls, len(cache)) == (4, 4)
+
+
+def test_keys_of_tenants_never_meet() -> None:
+    shared = CachedUpstream(Fixed(), MemoryCache(1, 1))
+    prefixes = [Prefix.of([n]) for n in range(1000)]
+    one, two = (shared.for_request("use", tenant) for tenant in ("a", "b"))
+    keys = {one._key(b"run", p) for p in prefixes} | {two._key(b"run", p) for p in prefixes}
+    assert len(keys) == 2000
