@@ -31,8 +31,8 @@ class Metrics:
         self._calls = self._counter("upstream_calls", "Calls made to the upstream.")
         self._tokens = self._counter("upstream_tokens", "Tokens the upstream billed.", "kind")
         self._endings = self._counter("answers", "Choices finished.", "finish_reason")
-        self._cached = self._counter(
-            "cached_answers", "Choices by what the cache had of them.", "result"
+        self._results = self._counter(
+            "cache_results", "Choices by what the cache had of them.", "result"
         )
         if cache is not None:
             self.registry.register(_Failures(cache))
@@ -51,7 +51,7 @@ class Metrics:
     def looked_up(self, model: str, lookups: Lookups) -> None:
         """A choice is finished; one that had all from its request's others counts nowhere."""
         if lookups.hits or lookups.misses:
-            self._cached.labels(model, outcome([lookups])).inc()
+            self._results.labels(model, outcome([lookups])).inc()
 
     def _step(self, model: str, step: Step) -> None:
         self._steps.labels(model, step.status, step.source).inc()

@@ -41,6 +41,7 @@ class CachedUpstream:
         self._scoring = Flight[Scores]()
         self._use: CacheUse = "bypass" if cache is None else "use"
         self._tenant: str | None = None
+        self._rests: dict[bytes, Draft] = {}
 
     def for_request(self, use: CacheUse = "use", tenant: str | None = None) -> "CachedUpstream":
         """The same upstream as one request uses it, with a count of its own.
@@ -50,6 +51,7 @@ class CachedUpstream:
         """
         own = copy.copy(self)
         own.lookups = Lookups()
+        own._rests = {}
         own._use = "bypass" if self._cache is None else use
         own._tenant = tenant
         return own
@@ -67,7 +69,13 @@ class CachedUpstream:
     async def draft(
         self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
     ) -> Draft:
-        """The run stored at this prefix, cut to n, else the upstream's, which is then stored."""
+        """The run stored at this prefix, else the upstream's, which is then stored.
+
+        What a stored run has beyond n is kept for when it is asked for: one read a run.
+        """
+        rest = self._rests.pop(prefix.digest, None)
+        if rest is not None:
+            return self._cut(prefix, rest, n)
         key = self._key(_RUN, prefix)
 
         async def fetch() -> Draft:
@@ -83,7 +91,7 @@ class CachedUpstream:
             draft = replace(draft, usage=Usage(), source="cache")
         hit = draft.source == "cache"
         self.lookups.count(hit)
-        return _cut(draft, n) if hit else draft
+        return self._cut(prefix, draft, n) if hit else draft
 
     async def stream(
         self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
@@ -92,10 +100,13 @@ class CachedUpstream:
 
         What came is stored, whichever way the stream ends.
         """
-        payload = await self._read(self._key(_RUN, prefix))
-        self.lookups.count(payload is not None)
-        if payload is not None:
-            yield _cut(load_run(payload), n)
+        stored = self._rests.pop(prefix.digest, None)
+        if stored is None:
+            payload = await self._read(self._key(_RUN, prefix))
+            stored = None if payload is None else load_run(payload)
+            self.lookups.count(stored is not None)
+        if stored is not None:
+            yield self._cut(prefix, stored, n)
             return
         positions: list[Position] = []
         finish = None
@@ -177,8 +188,15 @@ class CachedUpstream:
         if self._cache is not None and self._use != "bypass":
             await self._cache.put(key, seal(key, payload))
 
-
-def _cut(run: Draft, n: int) -> Draft:
-    if len(run.positions) <= n:
-        return run
-    return Draft(run.positions[:n], None, run.usage, run.source)
+    def _cut(self, prefix: Prefix, run: Draft, n: int) -> Draft:
+        """The first n positions; the rest waits behind them, where its place has a name."""
+        head, tail = run.positions[:n], run.positions[n:]
+        if not tail:
+            return run
+        for token in (position.drafted for position in head):
+            if token is None or token.id is None:
+                break
+            prefix = prefix.extend(token)
+        else:
+            self._rests[prefix.digest] = replace(run, positions=tail)
+        return Draft(head, None, run.usage, run.source)

@@ -239,3 +239,40 @@ async def test_what_does_not_fit_together_does_not_start(server, tmp_path):
     for error, reason, more in cases:
         with pytest.raises(error, match=reason):
             Adapter.from_settings(settings_for(server.base_url, **more))
+
+
+async def test_a_cache_that_cannot_be_opened_is_named_without_its_password(server, monkeypatch):
+    monkeypatch.setenv("CACHE_SECRET", "s")
+    for url in ("redis://u:canary-7Q@h?socket_timeout=1", "redis://u:canary-7Q@h:port"):
+        cache = {"url": url, "secret_env": "CACHE_SECRET"}
+        with pytest.raises(SettingsError, match=r"^cache\.url: a Redis URL") as raised:
+            Adapter.from_settings(settings_for(server.base_url, cache=cache))
+        assert "canary-7Q" not in str(raised.value)
+
+
+async def test_it_closes_its_cache(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("CACHE_SECRET", "s")
+    cache = {"url": f"sqlite:///{tmp_path}/c.db", "secret_env": "CACHE_SECRET"}
+    adapter = Adapter.from_settings(settings_for(server.base_url, cache=cache))
+    await run(adapter)
+    assert [file.name for file in tmp_path.iterdir() if file.name != "c.db"]  # SQLite's own files
+    await adapter.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["c.db"]
+
+
+async def test_tenants_share_nothing(build, server):
+    adapter = build()
+    found = {}
+    for tenant in ("a", "b", "a"):
+        steps, _ = await run(adapter, "Somebody's own prompt", tenant=tenant)
+        found.setdefault(tenant, []).append({s.source for s in steps})
+    assert found == {"a": [{"upstream"}, {"cache"}], "b": [{"upstream"}]}
+
+
+@pytest.mark.parametrize("cache", ["refresh", "bypass"])
+async def test_what_was_kept_is_read_only_by_those_who_want_it(build, cache):
+    adapter = build()
+    one, first = await run(adapter, "Kept or not")
+    two, fresh = await run(adapter, "Kept or not", cache=cache)
+    assert told(one) == told(two)
+    assert (first.usage.calls, fresh.usage.calls) == (len(one), len(two))

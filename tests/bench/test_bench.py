@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.bench import __main__ as command
-from tests.bench import bridge, bridge_models, corpora, speed
+from tests.bench import bridge, bridge_models, cache, corpora, speed
 from tests.support import vocabularies
 from tests.support.tiny import tiny
 from tests.tokenizer_maps import worlds
@@ -75,3 +75,12 @@ def test_bridge_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert all(finite(result["nll"][str(alpha)], RULES) for alpha in bridge_models.ALPHAS)
     assert finite(result["tv"], RULES)
     assert "first_subtoken" in bridge_models.report(result)
+
+
+def test_cache(capsys: pytest.CaptureFixture[str]) -> None:
+    command.main(["cache", "--json", "--prompts", "1", "--tokens", "4"])
+    result = json.loads(capsys.readouterr().out)
+    assert (result["warm_calls"], result["reads_per_run"]) == (0, 1)
+    assert result["same_text"] == result["texts"] == 6
+    assert result["kinds"].keys() == {"none", *cache.KEPT, *cache.LOST}
+    assert all(name in cache.report(result) for name in result["kinds"])

@@ -14,6 +14,7 @@ from adapter.errors import UpstreamUnavailable
 from adapter.prefix import Prefix
 from adapter.upstream.cached import CachedUpstream
 from adapter.upstream.capabilities import COMPLETIONS
+from adapter.upstream.lookups import Lookups
 from adapter.upstream.runs import LARGEST, dump_run, dump_scores, load_run, load_scores
 from adapter.upstream.upstream import Allowance, Upstream
 from cache import Keys, MemoryCache
@@ -81,6 +82,25 @@ async def test_a_longer_run_serves_shorter_ones() -> None:
     await upstream.draft(PREFIX, 2, Allowed())
     short = await upstream.draft(PREFIX, 1, Allowed())
     assert (short.positions, short.finish_reason) == (RUN.positions[:1], None)
+
+
+async def test_a_run_is_read_once_however_short_the_drafts() -> None:
+    inner, cache = endless(), Watched()
+    shared = CachedUpstream(inner, cache)
+    run = await shared.for_request().draft(PREFIX, 7, Allowed())
+    reader, at = shared.for_request(), 0
+    for n in (2, 1, 3, 9):
+        here = behind(PREFIX, run, at)
+        draft = await reader.draft(here, n, Allowed())
+        assert (draft.positions, draft.source) == (run.positions[at : at + n], "cache")
+        at += len(draft.positions)
+    assert (at, draft.finish_reason) == (7, run.finish_reason)
+    assert (inner.calls, cache.reads) == (1, 2)
+    streaming = shared.for_request()
+    await streaming.draft(PREFIX, 3, Allowed())
+    pieces = [piece async for piece in streaming.stream(behind(PREFIX, run, 3), 9, Allowed())]
+    assert pieces == [Draft(run.positions[3:], run.finish_reason, Usage(), source="cache")]
+    assert (inner.calls, cache.reads, streaming.lookups) == (1, 3, Lookups(hits=1))
 
 
 async def test_prefixes_and_upstreams_are_kept_apart() -> None:
