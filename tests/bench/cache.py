@@ -37,7 +37,10 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    """Each kind of cache on one engine: cold, warm, and with another seed and strength."""
+    """Each kind of cache on one engine: cold, again, and with another seed and strength.
+
+    Four tokens a draft: the lengths of `auto` depend on the time that calls take.
+    """
     os.environ.setdefault(SECRET, "a secret for a bench")
     bulletins = world().bulletins(NEW_YEAR, edition=99)
     texts = [text for text in bulletins if len(text) > 2 * HEAD][: args.prompts]
@@ -189,7 +192,7 @@ async def _kind(
 
 async def _answer(adapter: Adapter, prompt: str, sampling: Sampling, alpha: float) -> Answer:
     start = time.perf_counter()
-    job = adapter.prepare(Request("hosted", prompt, sampling, alpha=alpha))
+    job = adapter.prepare(Request("hosted", prompt, sampling, alpha=alpha, lookahead=4))
     events = [event async for event in adapter.run(job)]
     steps = tuple(event for event in events if isinstance(event, Step))
     calls = next(event.usage.calls for event in events if isinstance(event, Ending))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import re
 import socket
 import time
@@ -19,8 +20,10 @@ from tests.support.configured import settings_for
 from tests.support.model_server import model_server
 from tests.support.redis_server import ACCOUNT, OPERATOR, RedisServer, needs_redis, redis_server
 from tests.support.sockets import free_port, serving
-from tests.support.tcp_proxy import cut_after, delayed, instead, proxy, sliced
+from tests.support.tcp_proxy import cut_after, delayed, instead, proxy, sliced, untouched
 from tests.support.tiny import tiny
+
+LOG = logging.getLogger(__name__)
 
 pytestmark = [pytest.mark.redis, needs_redis]
 
@@ -370,3 +373,37 @@ def test_metrics_of_the_cache(server):
         }
         assert counts == {"hit": 2.0, "partial": 1.0, "miss": 1.0}
         assert registry.get_sample_value("adapter_cache_failures_total") == 0
+
+
+FAULTS = ["none", *SPOILS, "frozen", "killed", "wrong password"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_of_a_thousand_requests_none_fails(server, mortal, log, fault):
+    """New prompts, ten at a time, with two upstream calls each; the log has what they took."""
+    async with proxy(mortal.port) as between:
+        between.spoil = SPOILS.get(fault, untouched)
+        user = "adapter:wrong" if fault == "wrong password" else ACCOUNT
+        with service(server, f"redis://{user}@127.0.0.1:{between.port}") as address:
+            ask(address, "To begin with", None)
+            {"frozen": mortal.freeze, "killed": mortal.kill}.get(fault, lambda: None)()
+            begun = time.monotonic()
+            async with httpx.AsyncClient(timeout=HANG) as client:
+                queue, costs = iter(range(1000)), []
+
+                async def worker() -> None:
+                    for n in queue:
+                        more = {"max_tokens": 2, "steering": {"alpha": 0, "lookahead": 1}}
+                        start = time.perf_counter()
+                        asked = body(f"Request {n}", None, **more)
+                        answer = await client.post(f"{address}/v1/completions", json=asked)
+                        costs.append(1e3 * (time.perf_counter() - start))
+                        assert answer.status_code == 200
+
+                await asyncio.gather(*(worker() for _ in range(10)))
+            took = time.monotonic() - begun
+    costs.sort()
+    LOG.info("%s: median %.0f, p99 %.0f ms, %.0f s", fault, costs[500], costs[990], took)
+    assert len(costs) == 1000
+    assert len(log()) <= 2
