@@ -1,7 +1,7 @@
 """A cache of opaque bytes under keyed digests, and shared totals; it knows not what they mean."""
 
 from cache.cache import Cache, CacheError, Stats
-from cache.envelope import seal, unseal
+from cache.envelope import place, seal, unseal
 from cache.flight import Flight
 from cache.keys import Keys
 from cache.lease import Lease
@@ -23,6 +23,7 @@ __all__ = [
     "is_shared",
     "open_cache",
     "open_totals",
+    "place",
     "seal",
     "unseal",
 ]

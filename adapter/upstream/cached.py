@@ -14,7 +14,7 @@ from adapter.upstream.capabilities import Capabilities
 from adapter.upstream.lookups import Lookups
 from adapter.upstream.runs import dump_scores, load_run, load_scores, split_run
 from adapter.upstream.upstream import Allowance, Upstream
-from cache import Cache, Flight, Keys, seal, unseal
+from cache import Cache, Flight, Keys, place, seal, unseal
 
 _RUN = b"run 2"
 _SCORES = b"scores 1"
@@ -181,12 +181,12 @@ class CachedUpstream:
     async def _read(self, key: bytes) -> bytes | None:
         if self._cache is None or self._use != "use":
             return None
-        blob = await self._cache.get(key)
+        blob = await self._cache.get(place(key))
         return None if blob is None else unseal(key, blob)
 
     async def _write(self, key: bytes, payload: bytes) -> None:
         if self._cache is not None and self._use != "bypass":
-            await self._cache.put(key, seal(key, payload))
+            await self._cache.put(place(key), seal(key, payload))
 
     def _cut(self, prefix: Prefix, run: Draft, n: int) -> Draft:
         """The first n positions; the rest waits behind them, where its place has a name."""

@@ -1,9 +1,11 @@
 """Envelopes: what was sealed comes back, anything else is a miss."""
 
+import hashlib
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache import seal, unseal
+from cache import place, seal, unseal
 
 
 @settings(deadline=None)
@@ -34,3 +36,14 @@ def test_every_cut_is_a_miss() -> None:
 
 def test_a_value_under_another_key_is_a_miss() -> None:
     assert unseal(b"other", seal(b"key", b"payload")) is None
+
+
+def test_who_sees_place_and_value_cannot_forge_another() -> None:
+    blob = seal(b"key", b"payload")
+    at = place(b"key")
+    head, known = blob[:45], (at, at.hex().encode(), b"")
+    assert head[5:37] == at != b"key"
+    forged = [head + b"pAyload" + hashlib.sha256(head + b"pAyload").digest()]
+    forged += [seal(guess, b"pAyload") for guess in known]
+    forged += [head + seal(guess, b"pAyload")[45:] for guess in known]
+    assert [unseal(b"key", one) for one in forged] == [None] * 7

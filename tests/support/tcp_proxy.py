@@ -72,10 +72,12 @@ class Proxy:
         task.add_done_callback(self._tasks.discard)
 
     async def _pass(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        self._open.add(client)
         with contextlib.suppress(OSError):
             answers, server = await asyncio.open_connection("127.0.0.1", self._target)
-            self._open |= {client, server}
+            self._open.add(server)
             await asyncio.gather(self._ask(reader, server), self._answer(answers, client))
+        client.close()
 
     async def _ask(self, reader: asyncio.StreamReader, server: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
