@@ -1,22 +1,23 @@
 """Adapter: puts the parts together from settings; what the service and the demo run on."""
 
 import secrets
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adapter.budget import Budget
+from adapter.budget import Budget, RequestTotal
 from adapter.candidates import Ending, Step
 from adapter.decoding import Frozen, Generation, Stride, decode
-from adapter.errors import BadRequest, ModelNotFound
+from adapter.errors import BadRequest, ModelNotFound, SettingsError
 from adapter.metrics import Metrics
 from adapter.model import Model, load_models, open_prefix_cache
 from adapter.prefix import Prefix
+from adapter.price import nanos
 from adapter.request import Request
 from adapter.settings import LimitSettings, Settings, load_settings
 from adapter.upstream.lookups import Lookups
-from cache import Cache
+from cache import Cache, CacheError, Total, Totals, open_totals
 from tokenizer_maps.bridge import Context
 
 
@@ -48,15 +49,20 @@ class Job:
 class Adapter:
     """The configured models, ready to generate; `metrics` counts what they do.
 
-    It closes the models and the cache they share.
+    It closes the models, the cache they share and the day's totals.
     """
 
     def __init__(
-        self, models: Mapping[str, Model], limits: LimitSettings, cache: Cache | None = None
+        self,
+        models: Mapping[str, Model],
+        limits: LimitSettings,
+        cache: Cache | None = None,
+        totals: Totals | None = None,
     ) -> None:
         self._models = dict(models)
         self._limits = limits
         self._cache = cache
+        self._totals = open_totals("memory://") if totals is None else totals
         self.metrics = Metrics({name: model.pace for name, model in models.items()}, cache)
 
     @classmethod
@@ -68,19 +74,25 @@ class Adapter:
         if isinstance(settings, Path):
             settings = load_settings(settings)
         cache = open_prefix_cache(settings)
-        return cls(load_models(settings, cache), settings.limits, cache)
+        models = load_models(settings, cache)
+        return cls(models, settings.limits, cache, _open_totals(settings))
 
     @property
     def models(self) -> tuple[str, ...]:
         """The names clients may ask for."""
         return tuple(self._models)
 
-    def prepare(self, request: Request) -> Job:
-        """Check a request against the limits and render it. Raises BadRequest and its kinds."""
-        model = self._models.get(request.model)
-        if model is None:
-            names = ", ".join(sorted(self._models))
-            raise ModelNotFound(f"no model '{request.model}' here; there is {names}", param="model")
+    def budget(self, model: str, prompts: int = 1) -> Budget:
+        """What a request of so many prompts may spend on a model. Raises ModelNotFound."""
+        calls, price = self._limits.calls_per_request * prompts, self._model(model).price
+        return Budget(calls, price, dict(self._caps()), self.metrics.ledger(model))
+
+    def prepare(self, request: Request, budget: Budget | None = None) -> Job:
+        """Check a request against the limits and render it; without a budget it has its own.
+
+        Raises BadRequest and its kinds.
+        """
+        model = self._model(request.model)
         own = model.settings
         alpha = own.alpha if request.alpha is None else request.alpha
         weights = own.weights if request.weights is None else dict(request.weights)
@@ -99,7 +111,7 @@ class Adapter:
             prefix=prefix,
             contexts=contexts,
             seed=secrets.randbits(63) if seed is None else seed,
-            budget=Budget(self._limits.calls_per_request),
+            budget=self.budget(request.model) if budget is None else budget,
             upstream=Frozen(upstream),
             lookups=upstream.lookups,
         )
@@ -135,6 +147,22 @@ class Adapter:
             await model.close()
         if self._cache is not None:
             await self._cache.close()
+        await self._totals.close()
+
+    def _model(self, name: str) -> Model:
+        model = self._models.get(name)
+        if model is None:
+            names = ", ".join(sorted(self._models))
+            raise ModelNotFound(f"no model '{name}' here; there is {names}", param="model")
+        return model
+
+    def _caps(self) -> Iterator[tuple[str, Total]]:
+        """Every total a request spends from, by the setting that caps it."""
+        if self._limits.money_per_request is not None:
+            yield "limits.money_per_request", RequestTotal(nanos(self._limits.money_per_request))
+        if self._limits.money_per_day is not None:
+            day = self._totals.of("deployment", nanos(self._limits.money_per_day))
+            yield "limits.money_per_day", day
 
     def _check(
         self, request: Request, model: Model, alpha: float, weights: Mapping[str, float]
@@ -160,3 +188,12 @@ class Adapter:
                 f"{self._limits.max_tokens} (limits.max_tokens)",
                 param="max_tokens",
             )
+
+
+def _open_totals(settings: Settings) -> Totals:
+    """The day's totals; shared by leases where the cache is a Redis. Raises SettingsError."""
+    shared = settings.limits.money_per_day is not None
+    try:
+        return open_totals(settings.cache.url if shared else "memory://")
+    except CacheError as error:
+        raise SettingsError(f"cache.url: {error}") from error

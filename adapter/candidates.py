@@ -126,12 +126,14 @@ class Ending:
     """How a choice ended; `text` is what was still held back.
 
     Flag `end_unsteered`: the upstream ended the text by itself and hid END from the candidates.
+    `out_of_budget`: no further upstream call could be paid.
     """
 
     finish_reason: str
     text: str
     usage: Usage
     flags: frozenset[str] = frozenset()
+    out_of_budget: bool = False
 
 
 def rank(candidate: Candidate) -> tuple[float, int]:

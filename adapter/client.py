@@ -329,12 +329,14 @@ def _refusal(response: httpx.Response) -> ServiceError:
 
 def _error_event(error: Mapping[str, Any]) -> ServiceError:
     """A failure inside a stream: its status is the one it would have had before the first byte."""
-    status = _statuses(AdapterError).get(error["code"], AdapterError.status)
+    named = (error["type"], error["code"])
+    status = _statuses(AdapterError).get(named, AdapterError.status)
     return ServiceError(error["message"], status=status, code=error["code"])
 
 
-def _statuses(kind: type[AdapterError]) -> dict[str | None, int]:
-    found = {kind.code: kind.status}
+def _statuses(kind: type[AdapterError]) -> dict[tuple[str, str | None], int]:
+    """Every error's status by its type and code."""
+    found = {(kind.type, kind.code): kind.status}
     for narrower in kind.__subclasses__():
         found |= _statuses(narrower)
     return found

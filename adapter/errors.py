@@ -7,7 +7,8 @@ AdapterError
 │   ├── UnsupportedParameter     a field that would change the output and is not supported
 │   ├── ContextTooLong           prompt and answer do not fit a model's context window
 │   └── ModelNotFound            404
-├── BudgetExceeded           429, a cap on upstream calls or tokens is reached
+├── BudgetExceeded           429, a cap on upstream calls is reached
+│   └── MoneyExceeded            402, a cap on money is reached
 ├── UpstreamError            502, the hosted model's side failed
 │   ├── UpstreamUnavailable      503, no connection or the server is not ready
 │   ├── UpstreamTimeout          504
@@ -89,6 +90,13 @@ class BudgetExceeded(AdapterError):
     code = "budget_exceeded"
 
 
+class MoneyExceeded(BudgetExceeded):
+    """A cap on money is reached before any token could be given."""
+
+    status = 402
+    type = "insufficient_quota"
+
+
 class UpstreamError(AdapterError):
     """The hosted model's side failed."""
 
@@ -98,10 +106,14 @@ class UpstreamError(AdapterError):
 
 
 class UpstreamUnavailable(UpstreamError):
-    """No connection to the upstream, or it is not ready."""
+    """No connection to the upstream, or it is not ready; `retry_after` in seconds if known."""
 
     status = 503
     code = "upstream_unavailable"
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class UpstreamTimeout(UpstreamError):

@@ -1,6 +1,7 @@
 """Metrics: what steering does and costs, counted for Prometheus."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -9,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from adapter.candidates import Ending, Step
 from adapter.decoding import Pace
+from adapter.price import NANO
 from adapter.upstream.lookups import Lookups, outcome
 from cache import Cache
 
@@ -36,6 +38,8 @@ class Metrics:
         )
         if cache is not None:
             self.registry.register(_Failures(cache))
+        self._money = self._counter("upstream_money", "Money spent, in the prices' currency.")
+        self._refusals = self._counter("budget_refusals", "Calls no cap allowed.", "cap")
         for name, text in _PACE.items():
             gauge = Gauge(f"adapter_lookahead_{name}", text, ["model"], registry=self.registry)
             for model, pace in paces.items():
@@ -52,6 +56,10 @@ class Metrics:
         """A choice is finished; one that had all from its request's others counts nowhere."""
         if lookups.hits or lookups.misses:
             self._results.labels(model, outcome([lookups])).inc()
+
+    def ledger(self, model: str) -> "ModelLedger":
+        """Where a request's budget reports to."""
+        return ModelLedger(self._money.labels(model), partial(self._refusals.labels, model))
 
     def _step(self, model: str, step: Step) -> None:
         self._steps.labels(model, step.status, step.source).inc()
@@ -79,3 +87,19 @@ class _Failures(Collector):
     def collect(self) -> Iterator[CounterMetricFamily]:
         text = "Calls that the cache's store could not serve."
         yield CounterMetricFamily("adapter_cache_failures", text, value=self._cache.failures)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLedger:
+    """Money spent on one model, and calls that no cap allowed."""
+
+    money: Counter
+    refusals: Callable[[str], Counter]
+
+    def spent(self, nanos: int) -> None:
+        """So many nano-units were spent."""
+        self.money.inc(nanos / NANO)
+
+    def refused(self, cap: str) -> None:
+        """A cap, named by its setting, did not allow a call."""
+        self.refusals(cap).inc()

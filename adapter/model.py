@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from adapter.decoding import Influence, Pace, Price
+from adapter.decoding import Influence, Pace
 from adapter.errors import BadRequest, ContextTooLong, SettingsError
 from adapter.pair.pair import Pair
 from adapter.pair.reader import ANTIEXPERT, Reader
 from adapter.prefix import Prefix, Segment
+from adapter.price import Price
 from adapter.request import Chat, Message, Prompt
 from adapter.settings import ModelSettings, PairSettings, Settings, TemplateSettings
 from adapter.templates import PLAIN, compile_template, encode, plain, render, segments_of, split
@@ -102,6 +103,11 @@ class Model:
             expand=self.settings.expand,
             limit=math.inf if identity else self.settings.clamp.offset,
         )
+
+    @property
+    def price(self) -> Price | None:
+        """What the upstream's tokens cost, None where the settings do not say."""
+        return _price(self.settings)
 
     @property
     def _cuts_context(self) -> bool:
@@ -199,12 +205,17 @@ def load_models(settings: Settings, cache: Cache | None) -> dict[str, Model]:
     return models
 
 
-def _pace(model: ModelSettings) -> Pace:
-    price, objective = model.upstream.price, model.lookahead.objective
+def _price(model: ModelSettings) -> Price | None:
+    price = model.upstream.price
     if price is None:
-        return Pace(objective)
+        return None
     cached = price.input if price.cached is None else price.cached
-    return Pace(objective, Price(price.input, price.output, cached))
+    return Price(price.input, price.output, cached)
+
+
+def _pace(model: ModelSettings) -> Pace:
+    price, objective = _price(model), model.lookahead.objective
+    return Pace(objective) if price is None else Pace(objective, price)
 
 
 def _load_pair(pair: PairSettings) -> Pair:
@@ -233,6 +244,7 @@ def _connect(name: str, settings: Settings, vocabulary: Vocabulary) -> Upstream:
         api_key=settings.api_key(name),
         key_name=upstream.api_key_env or "api_key_env",
         timeout=upstream.timeout,
+        max_concurrency=upstream.max_concurrency,
     )
     k = upstream.top_logprobs
     return connect(endpoint, api=upstream.api, vocabulary=vocabulary, top_logprobs=k)

@@ -144,7 +144,7 @@ class PriceSettings(Section):
 
 
 class UpstreamSettings(Section):
-    """The hosted model; `timeout` in seconds."""
+    """The hosted model; `timeout` in seconds; `max_concurrency` bounds the calls under way."""
 
     base_url: Annotated[str, AfterValidator(_url)]
     model: str = Field(min_length=1)
@@ -154,6 +154,7 @@ class UpstreamSettings(Section):
     top_logprobs: int = Field(default=20, ge=1)
     price: PriceSettings | None = None
     timeout: float = Field(default=30.0, gt=0)
+    max_concurrency: int = Field(default=64, ge=1)
 
 
 class PairSettings(Section):
@@ -253,12 +254,17 @@ class CacheSettings(Section):
 
 
 class LimitSettings(Section):
-    """What one request may ask for."""
+    """What one request may ask for and spend, and what all of a day (UTC) may spend.
+
+    Money is in the currency of the prices; `calls_per_request` counts for each prompt.
+    """
 
     alpha: Annotated[tuple[float, float], AfterValidator(_increasing)] = (0.0, 4.0)
     max_tokens: int = Field(default=1024, ge=1)
     top_logprobs: int = Field(default=20, ge=0)
     calls_per_request: int = Field(default=512, ge=1)
+    money_per_request: float | None = Field(default=None, gt=0)
+    money_per_day: float | None = Field(default=None, gt=0)
 
 
 class ServiceSettings(Section):
@@ -308,6 +314,14 @@ class Settings(Section):
                     raise ValueError(
                         f"models.{name}.{key}: {value} is outside limits.alpha, {low} to {high}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        for key in ("money_per_request", "money_per_day"):
+            for name, model in self.models.items():
+                if getattr(self.limits, key) is not None and model.upstream.price is None:
+                    raise ValueError(f"limits.{key}: models.{name}.upstream has no price")
         return self
 
     @property

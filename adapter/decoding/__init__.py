@@ -3,6 +3,6 @@
 from adapter.decoding.decode import decode
 from adapter.decoding.frozen import Frozen
 from adapter.decoding.generation import Generation, Influence
-from adapter.decoding.pace import Pace, Price, Stride
+from adapter.decoding.pace import Pace, Stride
 
-__all__ = ["Frozen", "Generation", "Influence", "Pace", "Price", "Stride", "decode"]
+__all__ = ["Frozen", "Generation", "Influence", "Pace", "Stride", "decode"]

@@ -27,10 +27,10 @@ async def decode(
             async with aclosing(_steps(walk)) as steps:
                 async for step in steps:
                     yield step
-        except (BudgetExceeded, ContextTooLong):
+        except (BudgetExceeded, ContextTooLong) as error:
             if walk.length == 0:
                 raise
-            walk.cut()
+            walk.cut(isinstance(error, BudgetExceeded))
     yield walk.ending
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from adapter.price import Price
 from adapter.request import LONGEST, Lookahead
 
 Objective = Literal["time", "money"]
@@ -22,14 +23,7 @@ _FORGET = 0.98
 
 _LEAST, _MOST = 0.02, 0.995
 
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """Money for a million tokens; `cached` for prompt tokens the upstream has read before."""
-
-    input: float
-    output: float
-    cached: float
+_USUAL = Price(input=1.0, output=4.0, cached=1.0)
 
 
 @dataclass(slots=True)
@@ -40,7 +34,7 @@ class Pace:
     """
 
     objective: Objective = "time"
-    price: Price = Price(input=1.0, output=4.0, cached=1.0)
+    price: Price = _USUAL
     acceptance: float = 0.8
     cached: float = 0.0
     _calls: "_Line" = field(default_factory=lambda: _Line())

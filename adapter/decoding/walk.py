@@ -112,9 +112,9 @@ class Walk:
         elif draft.finish_reason == "stop":
             self._end("stop", "end_unsteered")
 
-    def cut(self) -> None:
+    def cut(self, out_of_budget: bool) -> None:
         """Nothing more can be had: the text ends where it stands."""
-        self._end("length")
+        self._end("length", out_of_budget=out_of_budget)
 
     @property
     def _rejects(self) -> bool:
@@ -155,8 +155,9 @@ class Walk:
                 return
             generated = (*generated, drafted.id)
 
-    def _end(self, reason: str, *flags: str) -> None:
-        self.ending = Ending(reason, self._release.flush(), self._usage, frozenset(flags))
+    def _end(self, reason: str, *flags: str, out_of_budget: bool = False) -> None:
+        text = self._release.flush()
+        self.ending = Ending(reason, text, self._usage, frozenset(flags), out_of_budget)
 
 
 async def _first(pieces: AsyncGenerator[Draft, None]) -> Draft:

@@ -87,11 +87,12 @@ class GenerationRoutes:
 
     async def _generate(self, asked: Asked, dialect: Dialect, request_id: str) -> Response:
         """The whole answer, or a stream whose first part is there, so that it is sound so far."""
-        jobs = [await asyncio.to_thread(self.adapter.prepare, r) for r in asked.requests]
+        budget = self.adapter.budget(asked.model, len(asked.requests))
+        jobs = [await asyncio.to_thread(self.adapter.prepare, r, budget) for r in asked.requests]
         view = View(asked.logprobs, asked.trace, jobs[0].alpha)
         envelope = Envelope(dialect, request_id, int(time.time()), asked.model)
         lookups = tuple(job.lookups for job in jobs)
-        tally = Tally(prompt_tokens=sum(job.prompt_tokens for job in jobs))
+        tally = Tally(sum(job.prompt_tokens for job in jobs), budget.bill)
         parts = generate(self.adapter, jobs)
         if asked.stream:
             first = await anext(parts)

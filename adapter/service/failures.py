@@ -1,6 +1,7 @@
 """What a client is told about a failure: status, body in OpenAI's shape, and whether to retry."""
 
 import logging
+import math
 import traceback
 from dataclasses import dataclass
 from typing import Any
@@ -48,4 +49,7 @@ def _retry_header(error: AdapterError) -> dict[str, str]:
     """OpenAI's SDK repeats 429 and 5xx by itself; a repeat that cannot help costs money."""
     if error.status < 429:
         return {}
-    return {"x-should-retry": "true" if isinstance(error, _TRANSIENT) else "false"}
+    told = {"x-should-retry": "true" if isinstance(error, _TRANSIENT) else "false"}
+    if isinstance(error, UpstreamUnavailable) and error.retry_after is not None:
+        told["retry-after"] = str(math.ceil(error.retry_after))
+    return told

@@ -6,7 +6,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from adapter.budget import Bill
 from adapter.candidates import Ending, Step, Usage
+from adapter.errors import BudgetExceeded
 
 if TYPE_CHECKING:  # the engine brings torch along, and the wire does not need it
     from adapter.adapter import Adapter, Job
@@ -33,9 +35,10 @@ class Part:
 
 @dataclass(slots=True)
 class Tally:
-    """What all parts of one answer add up to."""
+    """What all parts of one answer add up to; `bill` is what the upstream was paid for them."""
 
     prompt_tokens: int
+    bill: Bill = field(default_factory=Bill)
     completion_tokens: int = 0
     upstream: Usage = field(default_factory=Usage)
 
@@ -48,18 +51,32 @@ class Tally:
 async def generate(adapter: "Adapter", jobs: Sequence["Job"]) -> AsyncGenerator[Part, None]:
     """Every choice of every job, one after the other: a Part for each step and each ending.
 
+    A choice that could not even begin for want of money ends empty, unless it is the first.
     Raises AdapterError kinds.
     """
     for number, job in enumerate(jobs):
         for choice in range(job.request.n):
             index = number * job.request.n + choice
-            characters = _Characters()
-            async with aclosing(adapter.run(job, choice)) as events:
-                async for event in events:
-                    if isinstance(event, Ending):
-                        yield Part(index, (), (), event)
-                    else:
-                        yield Part(index, (event,), (characters.before(event.token),), None)
+            try:
+                async with aclosing(_choice(adapter, job, choice, index)) as parts:
+                    async for part in parts:
+                        yield part
+            except BudgetExceeded:
+                if not index:
+                    raise
+                yield Part(index, (), (), Ending("length", "", Usage(), out_of_budget=True))
+
+
+async def _choice(
+    adapter: "Adapter", job: "Job", choice: int, index: int
+) -> AsyncGenerator[Part, None]:
+    characters = _Characters()
+    async with aclosing(adapter.run(job, choice)) as events:
+        async for event in events:
+            if isinstance(event, Ending):
+                yield Part(index, (), (), event)
+            else:
+                yield Part(index, (event,), (characters.before(event.token),), None)
 
 
 def joined(parts: Iterable[Part]) -> tuple[Part, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapter.candidates import END, END_NAME, Alternative, Step
+from adapter.price import NANO
 from adapter.request import Trace
 from adapter.service.parts import Part, Tally
 
@@ -65,7 +66,7 @@ class Envelope:
 
 def usage(tally: Tally) -> Json:
     """Tokens of the adapted answer, and in `upstream` what it took to make it."""
-    upstream = tally.upstream
+    upstream, bill = tally.upstream, tally.bill
     return {
         "prompt_tokens": tally.prompt_tokens,
         "completion_tokens": tally.completion_tokens,
@@ -75,7 +76,8 @@ def usage(tally: Tally) -> Json:
             "prompt_tokens": upstream.prompt_tokens,
             "cached_tokens": upstream.cached_tokens,
             "completion_tokens": upstream.completion_tokens,
-            "cost": None,
+            "cost": None if bill.nanos is None else bill.nanos / NANO,
+            **({"estimated": True} if bill.estimated else {}),
         },
     }
 
@@ -131,13 +133,21 @@ def _choice(part: Part, view: View, content: Json, logprobs: Json) -> Json:
         "logprobs": logprobs if part.steps and view.logprobs is not None else None,
         "finish_reason": part.ending.finish_reason if part.ending else None,
     }
-    if view.trace != "off":
-        choice["steering"] = {
-            "alpha": view.alpha,
-            "steps": [trace_step(step, view.trace) for step in part.steps],
-            "flags": sorted(part.ending.flags) if part.ending else [],
-        }
+    steering = _steering(part, view)
+    if steering:
+        choice["steering"] = steering
     return choice
+
+
+def _steering(part: Part, view: View) -> Json:
+    """The trace, if it was asked for; that a budget ended the text is said in any case."""
+    traced: Json = {
+        "alpha": view.alpha,
+        "steps": [trace_step(step, view.trace) for step in part.steps],
+        "flags": sorted(part.ending.flags) if part.ending else [],
+    }
+    ended = part.ending is not None and part.ending.out_of_budget
+    return (traced if view.trace != "off" else {}) | ({"finish": "budget"} if ended else {})
 
 
 def _completion(part: Part, view: View) -> Json:

@@ -8,15 +8,18 @@ from typing import Any
 from adapter.candidates import Candidate, Usage
 from adapter.errors import UpstreamMalformed
 
+_MOST_TOKENS = 10**9
 _UNLIKELY = -9999  # what the older OpenAI schema says in place of a log-probability
 
 
 def only_choice(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The first choice; raises UpstreamMalformed where there is none."""
+    """The one choice that was asked for; raises UpstreamMalformed where there is none, or more."""
     choices = body.get("choices")
-    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-        return choices[0]
-    raise UpstreamMalformed("the upstream's answer has no choices: is this a completions API?")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise UpstreamMalformed("the upstream's answer has no choices: is this a completions API?")
+    if len(choices) > 1 or choices[0].get("index") not in (None, 0):
+        raise UpstreamMalformed("the upstream answers with several choices; one was asked for")
+    return choices[0]
 
 
 def logprobs_of(choice: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -36,12 +39,34 @@ def usage_of(body: Mapping[str, Any], calls: int) -> Usage:
     if not isinstance(usage, dict):
         return Usage(calls=calls)
     details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
     return Usage(
         calls=calls,
-        prompt_tokens=_count(usage.get("prompt_tokens")),
-        cached_tokens=_count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
-        completion_tokens=_count(usage.get("completion_tokens")),
+        prompt_tokens=_count(usage.get("prompt_tokens")) or 0,
+        cached_tokens=_count(cached) or 0,
+        completion_tokens=_count(usage.get("completion_tokens")) or 0,
     )
+
+
+def consumed(body: Mapping[str, Any]) -> Usage | None:
+    """What the answer says it consumed, None where it does not say enough to be paid by."""
+    usage = body.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    counts = (_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens"))
+    return None if None in counts else usage_of(body, calls=1)
+
+
+def tokens_shown(body: Mapping[str, Any]) -> int:
+    """The tokens an event brings, one at least where it brings any text."""
+    choices = body.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choice, dict):
+        return 0
+    shown = choice.get("logprobs")
+    columns = [shown.get("tokens"), shown.get("content")] if isinstance(shown, dict) else []
+    longest = max((len(column) for column in columns if isinstance(column, list)), default=0)
+    return longest or int(bool(choice.get("text")))
 
 
 def finish_of(choice: Mapping[str, Any]) -> str | None:
@@ -67,5 +92,6 @@ def usable(drafted: Candidate | None) -> Candidate | None:
     return replace(drafted, logprob=min(drafted.logprob, 0.0))
 
 
-def _count(value: Any) -> int:
-    return value if type(value) is int and value >= 0 else 0
+def _count(value: Any) -> int | None:
+    """A number of tokens; None for what is none, or more than any call has."""
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None

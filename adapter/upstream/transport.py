@@ -1,21 +1,21 @@
 """The one place that speaks HTTP with a hosted model."""
 
 import asyncio
-import email.utils
 import json
 import logging
 import math
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from functools import partial
+from typing import Any, cast
 
 import httpx
 import openai
-import tenacity
 
+from adapter.candidates import Usage
 from adapter.errors import (
     AdapterError,
     SettingsError,
@@ -23,38 +23,40 @@ from adapter.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from adapter.upstream.answers import consumed
+from adapter.upstream.breaker import Breaker
 from adapter.upstream.events import payloads
+from adapter.upstream.meter import STEP, Meter
 from adapter.upstream.refusals import out_of_quota, refusal
-from adapter.upstream.upstream import Allowance
+from adapter.upstream.retries import LONGEST_WAIT, Busy, Retries, Sleep, asked_wait
+from adapter.upstream.upstream import Allowance, Call
 
-ATTEMPTS = 3
-LONGEST_WAIT = 10.0
-"""Seconds of Retry-After that are still waited for."""
 LONGEST_STREAM = 10
 """Timeouts that a stream may keep us waiting, all waits together."""
 
 _PRINTABLE = re.compile(r"[!-~]+")
 _CONNECT = 5.0
 _END = 0.2
-_LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=30.0)
-_JITTER = tenacity.wait_random_exponential(multiplier=0.5, max=4.0)
+_TOKENS = 16  # OpenAI's own default of max_tokens
+_ENVELOPE, _ENTRY = 2**20, 2**10
+"""Bytes an answer may have, and for each candidate of each token as many again."""
 
 # Version 2 of the SDK logs whole request bodies at DEBUG, and those hold prompts.
 logging.getLogger("openai").setLevel(logging.INFO)
 
-Sleep = Callable[[float], Awaitable[None]]
 Events = AsyncGenerator[Mapping[str, Any], None]
-_T = TypeVar("_T")
 _STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 _DONE = b"[DONE]"
+_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where a hosted model is and how to get in; `timeout` in seconds, retries included.
 
-    `key_name` is what messages call the key, the name of its setting or variable. Raises
-    SettingsError for a key that no header can carry.
+    `key_name` is what messages call the key, the name of its setting or variable;
+    `max_concurrency` bounds the calls under way. Raises SettingsError for a key that no header can
+    carry.
     """
 
     base_url: str
@@ -62,6 +64,7 @@ class Endpoint:
     api_key: str | None = field(default=None, repr=False)
     key_name: str = "the API key"
     timeout: float = 30.0
+    max_concurrency: int = 64
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not _PRINTABLE.fullmatch(self.api_key):
@@ -81,16 +84,27 @@ class Answer:
     calls: int
 
 
-class _Busy(UpstreamUnavailable):
-    """A failure that trying again may mend; `wait` is what the server asked for, in seconds."""
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """One completion request and who pays for it."""
 
-    def __init__(self, message: str, wait: float = 0.0) -> None:
-        super().__init__(message)
-        self.wait = wait
+    prompt: list[int]
+    fields: Mapping[str, Any]
+    budget: Allowance
+
+    @property
+    def tokens(self) -> int:
+        """How many may be generated."""
+        return int(self.fields.get("max_tokens", _TOKENS))
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest answer that is read."""
+        return _ENVELOPE + _ENTRY * self.tokens * (1 + int(self.fields.get("logprobs", 0)))
 
 
 class Transport:
-    """POSTs to one endpoint's /completions: bounded in time and in attempts."""
+    """POSTs to one endpoint's /completions: bounded in time, size, attempts and number."""
 
     def __init__(
         self, endpoint: Endpoint, *, connect: float = _CONNECT, sleep: Sleep = asyncio.sleep
@@ -98,7 +112,11 @@ class Transport:
         http = httpx.AsyncClient(
             trust_env=False,
             follow_redirects=False,
-            limits=_LIMITS,
+            limits=httpx.Limits(
+                max_connections=None,  # `_room` bounds them
+                max_keepalive_connections=endpoint.max_concurrency,
+                keepalive_expiry=30.0,
+            ),
             timeout=httpx.Timeout(endpoint.timeout, connect=min(connect, endpoint.timeout)),
         )
         # The SDK's annotation names httpx2 from version 3 on; it takes httpx clients as well.
@@ -111,18 +129,22 @@ class Transport:
         # Otherwise the SDK fills these from the environment, for whatever server this is.
         self._sdk.organization = self._sdk.project = None
         self._endpoint = endpoint
-        self._sleep = sleep
+        self._room = asyncio.Semaphore(endpoint.max_concurrency)
+        self._breaker = Breaker(self._where)
+        self._retries = Retries(sleep)
 
     async def complete(
         self, prompt: Sequence[int], fields: Mapping[str, Any], budget: Allowance
     ) -> Answer:
-        """The answer to one completion request; every attempt takes a call from the budget.
+        """The answer to one completion request; every attempt is a call paid by the budget.
 
-        Raises UpstreamTimeout past the deadline, UpstreamUnavailable when all attempts failed,
-        UpstreamRefused or ContextTooLong for a 4xx, UpstreamMalformed for what is no JSON object,
-        and whatever the budget raises.
+        Raises UpstreamTimeout past the deadline, UpstreamUnavailable when all attempts failed or
+        none was made because too many did, UpstreamRefused or ContextTooLong for a 4xx,
+        UpstreamMalformed for what is no JSON object, and whatever the budget raises.
         """
-        return Answer(*await self._patiently(self._once, list(prompt), fields, budget))
+        question, until = _Question(list(prompt), fields, budget), self._deadline()
+        once = partial(self._once, question, until)
+        return Answer(*await self._retries(once, self._endpoint.timeout))
 
     async def stream(
         self, prompt: Sequence[int], fields: Mapping[str, Any], budget: Allowance
@@ -131,82 +153,112 @@ class Transport:
 
         Closing the generator closes the connection. The deadline holds for the first event and
         for each wait after it, ten times as much for all waits together. Raises as `complete`
-        does; once an event has come nothing is tried again.
+        does; once an event has come nothing is tried again. The budget pays as it goes: where it
+        does not reach further, the stream ends with what the budget raises.
         """
-        fields, patience = {**fields, **_STREAMED}, LONGEST_STREAM * self._endpoint.timeout
+        question = _Question(list(prompt), {**fields, **_STREAMED}, budget)
+        patience, until = LONGEST_STREAM * self._endpoint.timeout, self._deadline()
         async with AsyncExitStack() as stack:
-            (events, body), calls = await self._patiently(
-                self._open, stack, list(prompt), fields, budget
-            )
+            begin = partial(self._begin, stack, question, until)
+            (events, body, call), calls = await self._retries(begin, self._endpoint.timeout)
+            meter = Meter(call, len(prompt), question.tokens)
             while body is not None:
+                meter.read(body)
                 yield Answer(body, calls)
+                await meter.go_on()
                 calls, began = 0, time.monotonic()
-                body = await self._next(events, patience)
+                async with self._by(began + min(patience, self._endpoint.timeout)):
+                    body = await anext(events, None)
                 patience -= time.monotonic() - began
+            meter.end()
 
     async def close(self) -> None:
         """Close all connections."""
         await self._sdk.close()
 
-    async def _patiently(
-        self, attempt: Callable[..., Awaitable[_T]], *arguments: Any
-    ) -> tuple[_T, int]:
-        """What an attempt gave, and how many it took; all of them within the deadline."""
-        retrying = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(ATTEMPTS),
-            retry=tenacity.retry_if_exception_type(_Busy),
-            wait=_wait,
-            sleep=self._sleep,
-            reraise=True,
-        )
-        try:
-            async with asyncio.timeout(self._endpoint.timeout):
-                result: _T = await retrying(attempt, *arguments)
-        except TimeoutError:
-            raise self._late() from None
-        return result, retrying.statistics["attempt_number"]
+    async def _once(self, question: _Question, until: float) -> Mapping[str, Any]:
+        async with self._answering(question, question.tokens, until) as (chunks, call):
+            try:
+                async with self._by(until):
+                    body = self._object(b"".join([chunk async for chunk in chunks]))
+            except httpx.TimeoutException:
+                raise self._late() from None
+            except httpx.HTTPError:
+                raise self._lost() from None
+            usage = consumed(body)
+            if usage is not None:
+                call.settle(usage)
+            return body
 
-    async def _once(
-        self, prompt: list[int], fields: Mapping[str, Any], budget: Allowance
-    ) -> Mapping[str, Any]:
-        budget.take()
-        # `from None` throughout: the SDK's errors quote the answer, and that may quote the prompt.
-        try:
-            raw = await self._sdk.completions.with_raw_response.create(
-                model=self._endpoint.model, prompt=prompt, extra_body=fields
-            )
-        except openai.APIConnectionError as error:
-            raise self._broken(error) from None
-        except openai.APIStatusError as error:
-            raise self._failure(error) from None
-        return self._object(raw.content)
-
-    async def _open(
-        self, stack: AsyncExitStack, prompt: list[int], fields: Mapping[str, Any], budget: Allowance
-    ) -> tuple[Events, Mapping[str, Any] | None]:
+    async def _begin(
+        self, stack: AsyncExitStack, question: _Question, until: float
+    ) -> tuple[Events, Mapping[str, Any] | None, Call]:
         """The events of a stream and the first of them, None where it has none.
 
         The connection stays open as long as the stack.
         """
-        budget.take()
         async with AsyncExitStack() as own:
+            first = min(STEP, question.tokens)
+            chunks, call = await own.enter_async_context(self._answering(question, first, until))
+            events = self._events(chunks)
+            own.push_async_callback(events.aclose)
+            async with self._by(until):
+                body = await anext(events, None)
+            stack.push_async_exit(own.pop_all())
+            return events, body, call
+
+    @asynccontextmanager
+    async def _answering(
+        self, question: _Question, tokens: int, until: float
+    ) -> AsyncGenerator[tuple[AsyncIterator[bytes], Call], None]:
+        """The body of a 200 answer, and what was reserved for so many tokens of it.
+
+        Whoever waits in line has nothing reserved, and is no failure of the upstream.
+        """
+        async with AsyncExitStack() as stack:
+            async with self._by(until):
+                await stack.enter_async_context(self._room)
+            stack.enter_context(self._breaker.watch())
+            async with self._by(until):
+                paid = question.budget.call(len(question.prompt), tokens)
+                call = await stack.enter_async_context(paid)
+                response = await stack.enter_async_context(self._asked(question, call))
+            streams = "text/event-stream" in response.headers.get("content-type", "")
+            if question.fields.get("stream") and not streams:
+                raise UpstreamMalformed(f"{self._where} does not stream its answers")
+            yield self._bounded(response.iter_bytes(), question.largest), call
+
+    @asynccontextmanager
+    async def _asked(self, question: _Question, call: Call) -> AsyncGenerator[Any, None]:
+        """The answer to a question; one that was surely not worked on costs nothing."""
+        async with AsyncExitStack() as stack:
+            # `from None`: the SDK's errors quote the answer, and that may quote the prompt.
             try:
-                response = await own.enter_async_context(
+                response = await stack.enter_async_context(
                     self._sdk.completions.with_streaming_response.create(
-                        model=self._endpoint.model, prompt=prompt, extra_body=fields
+                        model=self._endpoint.model,
+                        prompt=question.prompt,
+                        extra_body=question.fields,
                     )
                 )
             except openai.APIConnectionError as error:
+                if isinstance(error.__cause__, _UNSENT):
+                    call.settle(Usage())
                 raise self._broken(error) from None
             except openai.APIStatusError as error:
+                if error.status_code < 500:
+                    call.settle(Usage())
                 raise self._failure(error) from None
-            if "text/event-stream" not in response.headers.get("content-type", ""):
-                raise UpstreamMalformed(f"{self._where} does not stream its answers")
-            events = self._events(response.iter_bytes())
-            own.push_async_callback(events.aclose)
-            first = await anext(events, None)
-            stack.push_async_exit(own.pop_all())
-            return events, first
+            yield response
+
+    async def _bounded(
+        self, chunks: AsyncIterator[bytes], largest: int
+    ) -> AsyncGenerator[bytes, None]:
+        async for chunk in chunks:
+            largest -= len(chunk)
+            if largest < 0:
+                raise UpstreamMalformed(f"{self._where} sends more than was asked for")
+            yield chunk
 
     async def _events(self, chunks: AsyncIterator[bytes]) -> Events:
         """Parsed events up to the one that says that all is done."""
@@ -225,10 +277,15 @@ class Transport:
             raise self._lost() from None
         raise self._lost()
 
-    async def _next(self, events: Events, patience: float) -> Mapping[str, Any] | None:
+    def _deadline(self) -> float:
+        return time.monotonic() + self._endpoint.timeout
+
+    @asynccontextmanager
+    async def _by(self, until: float) -> AsyncGenerator[None, None]:
+        """Raises UpstreamTimeout where the block takes longer, on the monotonic clock."""
         try:
-            async with asyncio.timeout(min(patience, self._endpoint.timeout)):
-                return await anext(events, None)
+            async with asyncio.timeout(until - time.monotonic()):
+                yield
         except TimeoutError:
             raise self._late() from None
 
@@ -239,11 +296,11 @@ class Transport:
         return body
 
     def _failure(self, error: openai.APIStatusError) -> AdapterError:
-        header = error.response.headers.get("retry-after")
-        return self._said(error.status_code, _parse(error.response.content), header)
+        wait = asked_wait(error.response.headers)
+        return self._said(error.status_code, _parse(error.response.content), wait)
 
-    def _said(self, status: int, body: Any, header: str | None = None) -> AdapterError:
-        """The error for an answer that is one; `header` is its Retry-After."""
+    def _said(self, status: int, body: Any, wait: float = 0.0) -> AdapterError:
+        """The error for an answer that is one; `wait` is what it asks for, in seconds."""
         if status < 500 and (status != 429 or out_of_quota(body)):
             return refusal(
                 status,
@@ -252,19 +309,22 @@ class Transport:
                 model=self._endpoint.model,
                 key_name=self._endpoint.key_name,
             )
-        wait = retry_after(header, time.time())
         if wait > LONGEST_WAIT:
-            return UpstreamUnavailable(f"{self._where} answered {status}: try again much later")
-        return _Busy(f"{self._where} answered {status}: overloaded or not ready", wait)
+            return UpstreamUnavailable(
+                f"{self._where} answered {status}: try again much later",
+                retry_after=wait if math.isfinite(wait) else None,
+            )
+        message = f"{self._where} answered {status}: overloaded or not ready"
+        return Busy(message, retry_after=wait or None, crowded=status == 429)
 
-    def _broken(self, error: openai.APIConnectionError) -> UpstreamTimeout | _Busy:
+    def _broken(self, error: openai.APIConnectionError) -> UpstreamTimeout | Busy:
         connecting = isinstance(error.__cause__, httpx.ConnectTimeout)
         if isinstance(error, openai.APITimeoutError) and not connecting:
             return self._late()
         return self._lost()
 
-    def _lost(self) -> _Busy:
-        return _Busy(
+    def _lost(self) -> Busy:
+        return Busy(
             f"no connection to {self._where}, or it broke off: "
             "is the server running, and is `base_url` right?"
         )
@@ -280,27 +340,9 @@ class Transport:
         return f"the upstream at {self._endpoint.host}"
 
 
-def retry_after(header: str | None, now: float) -> float:
-    """Seconds a Retry-After header asks to wait at time `now`; 0 where it says nothing sound."""
-    if header is None:
-        return 0.0
-    try:
-        seconds = float(header)
-    except ValueError:
-        seconds = _until(header, now)
-    return 0.0 if math.isnan(seconds) else max(0.0, seconds)
-
-
-def _until(date: str, now: float) -> float:
-    try:
-        return email.utils.parsedate_to_datetime(date).timestamp() - now
-    except (ValueError, OverflowError):
-        return 0.0
-
-
 async def _drain(chunks: AsyncIterator[bytes]) -> None:
     """Read to the end, so that the connection can be used again, if the end is near."""
-    with suppress(TimeoutError, httpx.HTTPError):
+    with suppress(TimeoutError, httpx.HTTPError, UpstreamMalformed):
         async with asyncio.timeout(_END):
             async for _ in chunks:
                 pass
@@ -310,12 +352,6 @@ def _status(error: Any) -> int:
     """The status that an error inside a stream would have had; 500 where it does not say."""
     code = error.get("code") if isinstance(error, dict) else None
     return code if type(code) is int and 400 <= code < 600 else 500
-
-
-def _wait(state: tenacity.RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome is not None else None
-    asked = error.wait if isinstance(error, _Busy) else 0.0
-    return asked + _JITTER(state)
 
 
 def _parse(raw: bytes) -> Any:

@@ -1,6 +1,7 @@
 """Upstream: a hosted model that shows its next-token distributions."""
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from adapter.candidates import Draft, Usage
@@ -8,11 +9,25 @@ from adapter.prefix import Prefix
 from adapter.upstream.capabilities import Capabilities
 
 
+class Call(Protocol):
+    """One attempt at a call, paid for in advance."""
+
+    async def more(self, output_tokens: int) -> None:
+        """Reserve up to so many output tokens in all; raises where they cannot be had."""
+        ...
+
+    def settle(self, usage: Usage, estimated: bool = False) -> None:
+        """Say what the call consumed; the last word counts, and without one all is spent."""
+        ...
+
+
 class Allowance(Protocol):
     """What may still be spent on calls."""
 
-    def take(self) -> None:
-        """Take one call before it is made; raises where none is left."""
+    def call(
+        self, prompt_tokens: int, output_tokens: int
+    ) -> AbstractAsyncContextManager[Call, bool | None]:
+        """Reserve an attempt at a call before it is made; raises where it cannot be had."""
         ...
 
 

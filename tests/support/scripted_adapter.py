@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
+from adapter.budget import Budget
 from adapter.candidates import END, Alternative, Ending, Step, Usage
 from adapter.errors import ModelNotFound
 from adapter.request import Request
@@ -78,7 +79,10 @@ class ScriptedAdapter:
 
     models = ("m", "org/other")
 
-    def prepare(self, request: Request) -> ScriptedJob:
+    def budget(self, model: str, prompts: int = 1) -> Budget:
+        return Budget(prompts)
+
+    def prepare(self, request: Request, budget: Budget | None = None) -> ScriptedJob:
         if self.refusal is not None:
             raise self.refusal
         if request.model not in self.models:

@@ -119,24 +119,26 @@ class Synthetic:
     async def stream(
         self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
     ) -> AsyncGenerator[Draft, None]:
-        usage, whole = self._call(prefix, budget), False
-        await asyncio.sleep(self.latency)
-        try:
-            for position, finish in self._run(list(prefix.ids), n, sampled):
-                self.billed += 1
-                shown = () if position is None else (position,)
-                whole = finish is not None
-                yield Draft(shown, finish, usage + Usage(completion_tokens=1))
-                usage = Usage()
-        finally:
-            self.cuts += not whole
+        async with budget.call(len(prefix.ids), n):
+            usage, whole = self._call(prefix), False
+            await asyncio.sleep(self.latency)
+            try:
+                for position, finish in self._run(list(prefix.ids), n, sampled):
+                    self.billed += 1
+                    shown = () if position is None else (position,)
+                    whole = finish is not None
+                    yield Draft(shown, finish, usage + Usage(completion_tokens=1))
+                    usage = Usage()
+            finally:
+                self.cuts += not whole
 
     async def score(
         self, prefix: Prefix, ids: Sequence[int], budget: Allowance
     ) -> tuple[dict[int, float], Usage]:
-        usage = self._call(prefix, budget) + Usage(completion_tokens=1)
-        self.billed += 1
-        await asyncio.sleep(self.latency)
+        async with budget.call(len(prefix.ids), 1):
+            usage = self._call(prefix) + Usage(completion_tokens=1)
+            self.billed += 1
+            await asyncio.sleep(self.latency)
         row = self.logprobs(prefix.ids)
         known = [i for i in ids if 0 <= i < len(row) and np.isfinite(row[i])]
         return {i: float(row[i]) for i in known}, usage
@@ -144,8 +146,7 @@ class Synthetic:
     async def close(self) -> None:
         pass
 
-    def _call(self, prefix: Prefix, budget: Allowance) -> Usage:
-        budget.take()
+    def _call(self, prefix: Prefix) -> Usage:
         self.calls += 1
         self.billed += len(prefix.ids)
         return Usage(calls=1, prompt_tokens=len(prefix.ids))

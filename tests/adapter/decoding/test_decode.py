@@ -44,8 +44,8 @@ class Script:
         self.prefixes = []
 
     async def draft(self, prefix, n, budget, sampled=False):
-        budget.take()
-        self.prefixes.append(prefix)
+        async with budget.call(len(prefix.ids), n):
+            self.prefixes.append(prefix)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer

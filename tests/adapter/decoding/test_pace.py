@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from adapter.decoding.pace import LONGEST, Pace, Price, Stride
+from adapter.decoding.pace import LONGEST, Pace, Stride
+from adapter.price import Price
 
 
 def cost(n, kept, call, token):

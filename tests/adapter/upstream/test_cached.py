@@ -44,8 +44,8 @@ class Fixed:
     async def draft(
         self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
     ) -> Draft:
-        budget.take()
-        self.asked += 1
+        async with budget.call(len(prefix.ids), n):
+            self.asked += 1
         return self._draft
 
     async def stream(

@@ -77,7 +77,7 @@ async def taken(script: Scripted, transport: Transport, budget: Allowed) -> list
 
 
 async def call(
-    script: Scripted, budget: Allowed | None = None, limit: float = 5.0, naps: Naps | None = None
+    script: Scripted, budget: Allowed | None = None, limit: float = 30.0, naps: Naps | None = None
 ) -> list[Any]:
     transport = Transport(endpoint(script.base_url, limit), sleep=Naps() if naps is None else naps)
     return await taken(script, transport, budget or Allowed())

@@ -1,13 +1,15 @@
 """Vocabularies by hand, allowances, recorded answers: what tests of upstreams share."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 
+from adapter.candidates import Usage
 from adapter.errors import BudgetExceeded
 from tokenizer_maps.vocabulary import Kind, Vocabulary
 
@@ -46,18 +48,39 @@ BYTES = vocabulary_of(
 """One token a byte, byte b at id b + 2; 0 is END, 1 a special token."""
 
 
+class Attempt:
+    """A call that remembers what was reserved for it and what it said; None until it says."""
+
+    def __init__(self, prompt_tokens: int, output_tokens: int) -> None:
+        self.reserved = (prompt_tokens, output_tokens)
+        self.usage: Usage | None = None
+        self.estimated = True
+
+    async def more(self, output_tokens: int) -> None:
+        self.reserved = (self.reserved[0], output_tokens)
+
+    def settle(self, usage: Usage, estimated: bool = False) -> None:
+        self.usage, self.estimated = usage, estimated
+
+
 class Allowed:
-    """An allowance of so many calls, which counts them."""
+    """An allowance of so many calls, which counts and keeps them."""
 
     def __init__(self, calls: int = 1000) -> None:
         self.left = calls
-        self.taken = 0
+        self.attempts: list[Attempt] = []
 
-    def take(self) -> None:
+    @property
+    def taken(self) -> int:
+        return len(self.attempts)
+
+    @asynccontextmanager
+    async def call(self, prompt_tokens: int, output_tokens: int) -> AsyncIterator[Attempt]:
         if self.left == 0:
             raise BudgetExceeded("no call is left")
         self.left -= 1
-        self.taken += 1
+        self.attempts.append(Attempt(prompt_tokens, output_tokens))
+        yield self.attempts[-1]
 
 
 @cache
