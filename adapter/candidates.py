@@ -13,6 +13,7 @@ END_NAME = "<|end|>"
 """How END is written where people or programs read tokens as text."""
 
 _SENTINEL = -9999.0
+_ROUNDING = 1e-6
 _MASS_ERROR = 0.02
 """Reported mass above 1 that is still taken for rounding (providers print few digits)."""
 
@@ -149,10 +150,10 @@ def make_position(
     """A sound Position from the top-k that an upstream sent, in any order.
 
     Entries without a name (None), without a number, -9999.0 sentinels and repeats of a token (the
-    best stays) are left out; rounding above 0 is cut. `floor` is the lowest entry, unless one was
-    left out that may be another token, and above it. Where all of `vocabulary_size` tokens are
-    shown nothing is hidden, whatever rounding says. Raises UpstreamMalformed where nothing usable
-    is left or the mass is far above 1.
+    best stays) are left out; rounding above 0 is cut, and a mass above 1 scaled to 1. `floor` is
+    the lowest entry, unless one was left out that may be another token, and above it. Where all of
+    `vocabulary_size` tokens are shown nothing is hidden, whatever rounding says. Raises
+    UpstreamMalformed where nothing usable is left or the mass is far above 1.
     """
     best: dict[tuple[int | None, bytes, str | None], Candidate] = {}
     lost = False
@@ -173,6 +174,10 @@ def make_position(
             f"the upstream's log-probabilities add up to a mass of {mass:.3f}; "
             "they are no distribution, so nothing can be steered"
         )
+    if mass > 1.0 + _ROUNDING:
+        excess = math.log(mass)
+        ordered = [replace(c, logprob=c.logprob - excess) for c in ordered]
+        drafted = None if drafted is None else replace(drafted, logprob=drafted.logprob - excess)
     whole = vocabulary_size is not None and len(ordered) >= vocabulary_size
     hidden = 0.0 if whole else max(0.0, 1.0 - mass)
     floor = 0.0 if lost else ordered[-1].logprob

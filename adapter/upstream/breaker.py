@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from adapter.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from adapter.errors import ContextTooLong, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Breaker:
         except (UpstreamTimeout, UpstreamUnavailable):
             self._failed()
             raise
-        except (UpstreamError, GeneratorExit):  # it answers; GeneratorExit: its answer was cut
+        except (UpstreamError, ContextTooLong, GeneratorExit):  # it answers; its answer was cut
             self._succeeded()
             raise
         else:

@@ -218,6 +218,8 @@ class Transport:
         async with AsyncExitStack() as stack:
             async with self._by(until):
                 await stack.enter_async_context(self._room)
+            if time.monotonic() >= until:
+                raise self._late()
             stack.enter_context(self._breaker.watch())
             async with self._by(until):
                 paid = question.budget.call(len(question.prompt), tokens)

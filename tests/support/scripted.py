@@ -17,6 +17,7 @@ class Reply:
 
     `silent`: no answer at all. `cut`: that many bytes of the body, then the end of the
     connection. `stall`: that many bytes, then nothing more. `more`: the length promises more.
+    `late`: seconds before the first byte. `drip`: seconds before each byte of the body.
     """
 
     status: int = 200
@@ -26,6 +27,8 @@ class Reply:
     cut: int | None = None
     stall: int | None = None
     more: bool = False
+    late: float = 0.0
+    drip: float = 0.0
 
     @property
     def payload(self) -> bytes:
@@ -36,7 +39,8 @@ class Reply:
 class Scripted:
     """A running script: the last reply is repeated; `requests` and `headers` are as received.
 
-    `connections` are counted when they are opened.
+    `connections` are counted when they are opened; `most` is how many requests were answered at
+    once at most.
     """
 
     replies: list[Reply]
@@ -44,6 +48,8 @@ class Scripted:
     requests: list[Json] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     connections: int = 0
+    open: int = 0
+    most: int = 0
 
     @property
     def base_url(self) -> str:
@@ -72,7 +78,12 @@ class Scripted:
         reply = self.replies[min(self.calls, len(self.replies) - 1)]
         self.headers.append(headers)
         self.requests.append(json.loads(body))
-        return await _send(reply, writer)
+        self.open += 1
+        self.most = max(self.most, self.open)
+        try:
+            return await _send(reply, writer)
+        finally:
+            self.open -= 1
 
 
 @contextlib.contextmanager
@@ -160,12 +171,18 @@ def native(*steps: Sequence[tuple[int, bytes, float]], finish: str = "length") -
 
 async def _send(reply: Reply, writer: asyncio.StreamWriter) -> bool:
     """Send a reply; False where the connection has to end with it."""
-    if reply.silent:
-        await asyncio.sleep(3600)
+    await asyncio.sleep(3600 if reply.silent else reply.late)
     lines = [f"HTTP/1.1 {reply.status} X", f"content-length: {len(reply.payload) + reply.more}"]
     lines += [f"{name}: {value}" for name, value in reply.headers.items()]
     head = "\r\n".join([*lines, "", ""]).encode()
-    writer.write(head + reply.payload[: reply.stall if reply.cut is None else reply.cut])
+    body = reply.payload[: reply.stall if reply.cut is None else reply.cut]
+    if reply.drip:
+        writer.write(head)
+        for at in range(len(body)):
+            await asyncio.sleep(reply.drip)
+            writer.write(body[at : at + 1])
+    else:
+        writer.write(head + body)
     await writer.drain()
     if reply.stall is not None:
         await asyncio.sleep(3600)

@@ -219,7 +219,7 @@ def sound(position: Position) -> bool:
         all(math.isfinite(v) and v <= 0 for v in values + drafted)
         and values == sorted(values, reverse=True)
         and len({c.identity for c in position.candidates}) == len(values) > 0
-        and sum(map(math.exp, values)) <= 1.02 + 1e-9
+        and sum(map(math.exp, values)) <= 1.0 + 1e-6
         and 0 <= position.hidden <= 1
     )
 
