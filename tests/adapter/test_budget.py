@@ -14,28 +14,10 @@ from adapter.errors import BudgetExceeded, MoneyExceeded
 from adapter.price import Price, nanos
 from cache import LocalTotal
 from tests.adapter.upstream.vocabularies import thorough
+from tests.support.totals import Watched
 
 PRICE = Price(input=1.0, output=4.0, cached=0.25)
 """1000, 4000 and 250 nano-units a token."""
-
-
-class Watched(RequestTotal):
-    """A total that knows what is out, and the most that ever was."""
-
-    def __init__(self, cap: int) -> None:
-        super().__init__(cap)
-        self.out = self.most = 0
-
-    async def take(self, amount: int) -> bool:
-        await asyncio.sleep(0)
-        taken = await super().take(amount)
-        self.out += amount * taken
-        self.most = max(self.most, self.out)
-        return taken
-
-    async def give(self, amount: int) -> None:
-        await super().give(amount)
-        self.out -= amount
 
 
 class Kept:
