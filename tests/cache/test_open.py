@@ -16,7 +16,7 @@ def test_what_the_package_offers() -> None:
     names = "Cache CacheError Flight Keys Lease LocalTotal MemoryCache Stats Total Totals"
     assert cache.__all__ == [
         *names.split(),
-        *["is_shared", "open_cache", "open_totals", "seal", "unseal"],
+        *["is_shared", "open_cache", "open_totals", "place", "seal", "unseal"],
     ]
 
 
