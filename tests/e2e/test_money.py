@@ -1,12 +1,11 @@
 """Money over HTTP: caps, what a client is told, and nothing paid for clients that are gone."""
 
+import asyncio
 import contextlib
-import gc
 import json
 import random
 import socket
 import time
-from asyncio import Task
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from adapter.adapter import Adapter
 from adapter.model import load_models
@@ -40,6 +40,12 @@ class Service:
     address: str
     adapter: Adapter
     totals: WatchedTotals
+    loops: list[asyncio.AbstractEventLoop]
+
+    @property
+    def tasks(self) -> int:
+        """Unfinished tasks of the service."""
+        return len(asyncio.all_tasks(self.loops[0]))
 
     @property
     def day(self) -> Watched:
@@ -93,8 +99,14 @@ def service(base_url: str, **limits: float) -> Iterator[Service]:
     )
     totals = WatchedTotals()
     adapter = Adapter(load_models(settings), settings.limits, totals)
-    with serving(create_app(adapter, settings)) as address:
-        yield Service(address, adapter, totals)
+    inner, loops = create_app(adapter, settings), []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        loops.append(asyncio.get_running_loop())
+        await inner(scope, receive, send)
+
+    with serving(app) as address:
+        yield Service(address, adapter, totals, loops)
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +121,6 @@ def until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < end, "it never came to hold"
         time.sleep(0.01)
-
-
-def tasks() -> int:
-    """Unfinished tasks of all loops."""
-    gc.collect()
-    return sum(type(o) is Task and not o.done() for o in gc.get_objects())
 
 
 def test_the_cost_is_what_usage_says_at_the_configured_price(upstream: ModelServer) -> None:
@@ -244,7 +250,7 @@ def test_hang_ups_at_any_time_leave_nothing_behind(upstream: ModelServer) -> Non
     luck = random.Random(7)
     with service(upstream.base_url) as running:
         running.ask(max_tokens=1)
-        slots, running_tasks = running.slots, tasks()
+        slots, idle = running.slots, running.tasks
         late = 0
         for number in range(50):
             lookahead = luck.choice([1, 2, "stream"])
@@ -253,7 +259,7 @@ def test_hang_ups_at_any_time_leave_nothing_behind(upstream: ModelServer) -> Non
                 if luck.random() < 0.5:
                     client.recv(1)
                 time.sleep(luck.random() * 0.03)
-            until(lambda: tasks() <= running_tasks)
+            until(lambda: running.tasks <= idle)
             seen = len(upstream.requests)
             time.sleep(0.01)
             late += len(upstream.requests) - seen
