@@ -45,12 +45,15 @@ async def race(totals: list[Totals], name: str, cap: int, sender: Transport) -> 
     return await asyncio.gather(*(request(i) for i in range(REQUESTS)))
 
 
-async def test_200_requests_to_3_replicas_share_a_cap_worth_50_calls(redis: RedisServer) -> None:
-    for run in range(5):
+@pytest.mark.parametrize("runs", [5, pytest.param(100, marks=pytest.mark.full)])
+async def test_200_requests_to_3_replicas_share_a_cap_worth_50_calls(
+    redis: RedisServer, runs: int
+) -> None:
+    for run in range(runs):
         totals = [open_totals(redis.url()) for _ in range(REPLICAS)]
         with scripted(GOOD) as script:
             sender = Transport(Endpoint(script.base_url, "m"), sleep=Naps())
-            ended = await race(totals, f"run {run}", 50 * CALL, sender)
+            ended = await race(totals, f"{run} of {runs}", 50 * CALL, sender)
             await sender.close()
         for replica in totals:
             await replica.close()

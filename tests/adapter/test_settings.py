@@ -242,6 +242,10 @@ BAD = [
     ("limits.alpha", [1], "limits.alpha"),
     ("limits.max_tokens", 0, "limits.max_tokens: "),
     ("limits.calls_per_request", "many", "limits.calls_per_request: "),
+    ("limits.money_per_day", 0, "limits.money_per_day: "),
+    ("limits.money_per_day", 5, "limits.money_per_day: models.m.upstream has no price"),
+    ("limits.money_per_request", 5, "limits.money_per_request: models.m.upstream has no price"),
+    ("models.m.upstream.max_concurrency", 0, "models.m.upstream.max_concurrency: "),
     ("service.port", 65536, "service.port: "),
     ("service.host", "0.0.0.0", "service: host '0.0.0.0' lets others in"),  # noqa: S104
     ("service.host", "example.com", "service: host 'example.com' lets others in"),

@@ -245,14 +245,15 @@ def test_a_hang_up_during_a_stream_closes_the_upstreams(upstream: ModelServer) -
         assert (idle, len(upstream.requests)) == (200, before + 1)
 
 
-def test_hang_ups_at_any_time_leave_nothing_behind(upstream: ModelServer) -> None:
-    """50 of the 1,000: whole answers and streams, during calls and between choices."""
+@pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.full)])
+def test_hang_ups_at_any_time_leave_nothing_behind(upstream: ModelServer, count: int) -> None:
+    """Whole answers and streams, during calls and between choices."""
     luck = random.Random(7)
     with service(upstream.base_url) as running:
         running.ask(max_tokens=1)
         slots, idle = running.slots, running.tasks
         late = 0
-        for number in range(50):
+        for number in range(count):
             lookahead = luck.choice([1, 2, "stream"])
             fields = {"stream": number % 2 == 0, "n": 4, "steering": {"lookahead": lookahead}}
             with running.asking(max_tokens=6, prompt=f"{PROMPT} {number}", **fields) as client:
