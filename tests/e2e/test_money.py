@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from adapter.adapter import Adapter
 from adapter.model import load_models
@@ -41,6 +41,8 @@ class Service:
     adapter: Adapter
     totals: WatchedTotals
     loops: list[asyncio.AbstractEventLoop]
+    partings: list[int]
+    """How often money had been asked for whenever the service saw a client leave."""
 
     @property
     def tasks(self) -> int:
@@ -99,14 +101,20 @@ def service(base_url: str, **limits: float) -> Iterator[Service]:
     )
     totals = WatchedTotals()
     adapter = Adapter(load_models(settings), settings.limits, totals)
-    inner, loops = create_app(adapter, settings), []
+    inner, loops, partings = create_app(adapter, settings), [], []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def seen() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                partings.append(totals.day.takes)
+            return message
+
         loops.append(asyncio.get_running_loop())
-        await inner(scope, receive, send)
+        await inner(scope, seen, send)
 
     with serving(app) as address:
-        yield Service(address, adapter, totals, loops)
+        yield Service(address, adapter, totals, loops, partings)
 
 
 @pytest.fixture(scope="module")
@@ -252,18 +260,20 @@ def test_hang_ups_at_any_time_leave_nothing_behind(upstream: ModelServer, count:
     with service(upstream.base_url) as running:
         running.ask(max_tokens=1)
         slots, idle = running.slots, running.tasks
-        late = 0
+        late = left = 0
         for number in range(count):
             lookahead = luck.choice([1, 2, "stream"])
             fields = {"stream": number % 2 == 0, "n": 4, "steering": {"lookahead": lookahead}}
+            requests, partings = len(running.loops), len(running.partings)
             with running.asking(max_tokens=6, prompt=f"{PROMPT} {number}", **fields) as client:
                 if luck.random() < 0.5:
                     client.recv(1)
                 time.sleep(luck.random() * 0.03)
-            until(lambda: running.tasks <= idle)
-            seen = len(upstream.requests)
-            time.sleep(0.01)
-            late += len(upstream.requests) - seen
+            until(lambda n=requests: len(running.loops) > n and running.tasks <= idle)
+            if running.partings[partings:]:
+                left += 1
+                late += running.day.takes - running.partings[partings]
+        assert left > count / 2
         assert late == 0
         assert running.day.out == running.metered > 0
         running.ask(max_tokens=1)

@@ -6,15 +6,16 @@ from adapter.budget import RequestTotal
 
 
 class Watched(RequestTotal):
-    """A total that knows what is out, and the most that ever was."""
+    """A total that knows what is out, the most that ever was, and how often it was asked."""
 
     def __init__(self, cap: int) -> None:
         super().__init__(cap)
         self.cap = cap
-        self.out = self.most = 0
+        self.out = self.most = self.takes = 0
 
     async def take(self, amount: int) -> bool:
         """Take an amount, after a turn of the loop: others come in between."""
+        self.takes += 1
         await asyncio.sleep(0)
         taken = await super().take(amount)
         self.out += amount * taken
