@@ -1,11 +1,15 @@
 """Model: one name clients can ask for: an upstream, its vocabulary, a pair and their bridge."""
 
+import asyncio
+import logging
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+from adapter.budget import Budget
 from adapter.decoding import Influence, Pace
 from adapter.errors import BadRequest, ContextTooLong, SettingsError
 from adapter.pair.pair import Pair
@@ -17,12 +21,17 @@ from adapter.settings import ModelSettings, PairSettings, Settings, TemplateSett
 from adapter.templates import PLAIN, compile_template, encode, plain, render, segments_of, split
 from adapter.upstream import Endpoint, Upstream, connect
 from adapter.upstream.cached import CachedUpstream
+from adapter.upstream.dialects import connect_known
 from adapter.upstream.lexicon import Lexicon
+from adapter.upstream.probe import MOST_CALLS, probe
+from adapter.upstream.records import Record, load
 from cache import Cache, CacheError, Keys, open_cache
 from tokenizer_maps.bridge import Bridge, Clamp, Context, IdentityBridge, make_bridge
 from tokenizer_maps.errors import TokenizerMapError, VocabularyError
 from tokenizer_maps.loading import load_vocabulary
 from tokenizer_maps.vocabulary import Kind, Vocabulary
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,9 +245,10 @@ def _vocabulary(name: str, model: ModelSettings) -> Vocabulary:
         raise SettingsError(f"models.{name}.upstream.tokenizer: {error}") from error
 
 
-def _connect(name: str, settings: Settings, vocabulary: Vocabulary) -> Upstream:
+def endpoint_of(name: str, settings: Settings) -> Endpoint:
+    """Where a model's upstream is, with its key. Raises SettingsError."""
     upstream = settings.models[name].upstream
-    endpoint = Endpoint(
+    return Endpoint(
         base_url=upstream.base_url,
         model=upstream.model,
         api_key=settings.api_key(name),
@@ -246,8 +256,30 @@ def _connect(name: str, settings: Settings, vocabulary: Vocabulary) -> Upstream:
         timeout=upstream.timeout,
         max_concurrency=upstream.max_concurrency,
     )
+
+
+def _connect(name: str, settings: Settings, vocabulary: Vocabulary) -> Upstream:
+    upstream, endpoint = settings.models[name].upstream, endpoint_of(name, settings)
     k = upstream.top_logprobs
-    return connect(endpoint, api=upstream.api, vocabulary=vocabulary, top_logprobs=k)
+    if upstream.api != "auto":
+        return connect(endpoint, api=upstream.api, vocabulary=vocabulary, top_logprobs=k)
+    record = _record(endpoint, settings.maps_directory.parent, vocabulary)
+    return connect_known(endpoint, record, vocabulary=vocabulary, top_logprobs=k)
+
+
+def _record(endpoint: Endpoint, folder: Path, vocabulary: Vocabulary) -> Record:
+    """What is remembered of an upstream, or what a probe finds out now. Raises UpstreamError."""
+    known = load(folder, endpoint.base_url, endpoint.model)
+    if known is not None:
+        return known
+    _log.info("api: auto: probing %s, at most %d calls", endpoint.host, MOST_CALLS)
+    with ThreadPoolExecutor(1) as alone:  # the caller may already run an event loop
+        found = alone.submit(asyncio.run, probe(endpoint, Budget(MOST_CALLS), vocabulary)).result()
+    try:
+        found.save(folder)
+    except OSError as error:
+        _log.warning("what was found out cannot be kept: %s", error.strerror)
+    return found
 
 
 def _bridge(name: str, settings: Settings, vocabulary: Vocabulary, pair: Pair) -> Bridge:

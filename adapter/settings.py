@@ -144,12 +144,15 @@ class PriceSettings(Section):
 
 
 class UpstreamSettings(Section):
-    """The hosted model; `timeout` in seconds; `max_concurrency` bounds the calls under way."""
+    """The hosted model; `timeout` in seconds; `max_concurrency` bounds the calls under way.
+
+    `api: auto` takes what `adapter probe` found out, and probes at the start where nothing is kept.
+    """
 
     base_url: Annotated[str, AfterValidator(_url)]
     model: str = Field(min_length=1)
     api_key_env: VariableName = None
-    api: Literal["completions", "llama.cpp"] = "completions"
+    api: Literal["auto", "completions", "llama.cpp"] = "completions"
     tokenizer: Annotated[str, AfterValidator(_tokenizer)]
     top_logprobs: int = Field(default=20, ge=1)
     price: PriceSettings | None = None

@@ -12,6 +12,7 @@ from adapter.cli.cache import app as cache_commands
 from adapter.cli.complete import complete
 from adapter.cli.demo import demo
 from adapter.cli.map import app as map_commands
+from adapter.cli.probe import probe
 from adapter.cli.serve import serve
 from adapter.errors import AdapterError
 
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command("serve")(serve)
 app.command("complete")(complete)
+app.command("probe")(probe)
 app.command("demo")(demo)
 app.add_typer(map_commands, name="map")
 app.add_typer(cache_commands, name="cache")

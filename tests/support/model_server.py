@@ -131,7 +131,10 @@ class ModelServer:
         finish = None
         while finish is None:
             row = self.logprobs(ids)
-            token = _draw(row, body.get("temperature", 1.0), generator)
+            biased = row.clone()
+            for i, bias in (body.get("logit_bias") or {}).items():
+                biased[int(i)] += bias  # seen by the draw, not by the log-probabilities
+            token = _draw(biased, body.get("temperature", 1.0), generator)
             ids.append(token)
             if token == self.tokenizer.eos_token_id:
                 finish = "stop"
@@ -190,7 +193,17 @@ def model_server(
             return _error(401, "Unauthorized", "AuthenticationError", None)
         return server.answer(await request.json())
 
-    app = Starlette(routes=[Route("/v1/completions", completions, methods=["POST"])])
+    async def models(request: Request) -> Response:
+        window = model.config.max_position_embeddings
+        listed = {"id": name, "object": "model", "owned_by": "vllm", "max_model_len": window}
+        return JSONResponse({"object": "list", "data": [listed]})
+
+    app = Starlette(
+        routes=[
+            Route("/v1/completions", completions, methods=["POST"]),
+            Route("/v1/models", models),
+        ]
+    )
     with serving(app) as server.address:
         yield server
 

@@ -1,0 +1,46 @@
+"""What is known of providers and servers before anything is asked; the data is profiles.json."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+import httpx
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A provider or server: fields of Capabilities, `source` read in its code, spec or answers.
+
+    `unverified` holds the rest: guesses, or None. It is found by the host of a base URL, or by the
+    owner that a server gives its models.
+    """
+
+    name: str
+    hosts: tuple[str, ...]
+    owners: tuple[str, ...]
+    endpoint: Literal["completions", "chat"]
+    note: str
+    source: Mapping[str, Any]
+    unverified: Mapping[str, Any]
+
+
+@cache
+def profiles() -> tuple[Profile, ...]:
+    """All of them."""
+    told = json.loads(files("adapter.upstream").joinpath("profiles.json").read_text("utf-8"))
+    return tuple(
+        Profile(name, **one | {k: tuple(one[k]) for k in ("hosts", "owners")})
+        for name, one in told.items()
+    )
+
+
+def profile_of(base_url: str, owner: str | None = None, chat: bool = False) -> Profile | None:
+    """The one a host or an owner names; `chat` decides where a host has two."""
+    host = httpx.URL(base_url).host
+    named = [p for p in profiles() if any(host == h or host.endswith(f".{h}") for h in p.hosts)]
+    named = named or [p for p in profiles() if owner in p.owners]
+    wanted = "chat" if chat else "completions"
+    return next((p for p in named if p.endpoint == wanted), named[0] if named else None)

@@ -1,0 +1,330 @@
+"""The probe against real engines and against servers with other habits."""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.responses import JSONResponse, Response
+
+from adapter.budget import Budget
+from adapter.demo.engine import Engine, EngineOptions
+from adapter.errors import SettingsError, UpstreamMalformed, UpstreamRefused, UpstreamUnavailable
+from adapter.upstream import Endpoint
+from adapter.upstream.probe import FIELDS, MOST_CALLS, probe
+from adapter.upstream.records import Record
+from tests.support.model_server import ModelServer, model_server
+from tests.support.tiny import tiny
+from tests.support.twisted import Twist, refused, twisted
+from tokenizer_maps.loading import load_vocabulary
+from tokenizer_maps.vocabulary import Vocabulary
+
+Json = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ModelServer]:
+    with model_server(tiny().upstream) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return load_vocabulary(f"hf:{tiny().upstream}")
+
+
+@pytest.fixture
+def look(server: ModelServer, vocabulary: Vocabulary):
+    """Probes a server with such habits."""
+
+    async def look(*, calls: int = MOST_CALLS, words: bool = True, **habits: Any) -> Record:
+        with twisted(server, **habits) as twist:
+            endpoint = Endpoint(twist.base_url, "tiny")
+            record = await probe(endpoint, Budget(calls), vocabulary if words else None)
+            assert record.calls == len(twist.paths) <= calls
+            return record
+
+    return look
+
+
+@pytest.fixture
+def impatient(monkeypatch) -> None:
+    monkeypatch.setattr("adapter.upstream.asking._WAITS", (0.0, 0.0))
+
+
+def measured(record: Record) -> Json:
+    return {name: f.value for name, f in record.findings.items() if f.how == "measured"}
+
+
+VLLM = {
+    "logprobs": True,
+    "k_limit": 400,
+    "continues": "ids",
+    "continues_by": "prompt",
+    "named_by": "ids",
+    "before_temperature": True,
+    "before_bias": True,
+    "appends": True,
+    "every_step_shown": True,
+    "end_visible": True,
+    "scoring": "chosen",
+    "text_scoring": "forced",
+    "streamed_logprobs": True,
+    "reports_cached": False,
+    "unknown_fields": "ignored",
+    "repeatable": 0.0,
+    "context": 512,
+}
+
+
+async def test_every_capability_of_vllms_shape(server: ModelServer, vocabulary: Vocabulary) -> None:
+    record = await probe(Endpoint(server.base_url, ""), Budget(MOST_CALLS), vocabulary)
+    assert measured(record) == VLLM
+    assert (record.model, record.api, record.reason) == ("tiny", "completions", "")
+    assert (record.tier, record.profile, record.calls) == ("A", "vLLM", 18)
+    assert set(record.findings) == set(FIELDS)
+
+
+async def test_no_call_asks_for_many_tokens(server: ModelServer, vocabulary: Vocabulary) -> None:
+    server.requests.clear()
+    await probe(Endpoint(server.base_url, "tiny"), Budget(MOST_CALLS), vocabulary)
+    assert 10 < len(server.requests) < MOST_CALLS
+    assert max(body["max_tokens"] for body in server.requests) <= 8
+
+
+@pytest.mark.engine
+async def test_every_capability_of_llamacpp(vocabulary: Vocabulary) -> None:
+    with Engine(tiny().gguf, EngineOptions(context=256, slots=2, threads=1)) as engine:
+        record = await probe(Endpoint(engine.base_url, "demo"), Budget(MOST_CALLS), vocabulary)
+        blind = await probe(Endpoint(engine.base_url, ""), Budget(MOST_CALLS))
+    found = measured(record)
+    assert found.pop("repeatable") < 1e-4
+    assert found == {k: v for k, v in (VLLM | LLAMACPP).items() if k != "repeatable"}
+    assert (record.api, record.tier, record.profile) == ("llama.cpp", "A", "llama.cpp server")
+    assert (blind.api, blind.model) == ("llama.cpp", "demo")
+    assert measured(blind)["every_step_shown"] is False
+
+
+LLAMACPP = {
+    "appends": False,
+    "every_step_shown": False,
+    "scoring": "forced",
+    "reports_cached": True,
+    "context": 256,
+}
+
+
+@pytest.mark.parametrize(
+    ("granted", "limit"),
+    [(lambda k: k <= 7, 5), (lambda k: k <= 128, 128), (lambda k: k <= 1, 1)],
+)
+async def test_the_most_candidates_are_found_by_asking(look, granted, limit) -> None:
+    record = await look(asked=lambda b: b if granted(b["logprobs"]) else refused(400))
+    assert record.value("k_limit") == limit
+
+
+async def test_a_limit_that_is_told_is_tried(look) -> None:
+    told = "Requested sample logprobs of 1000, which is greater than max allowed: 77"
+    record = await look(asked=lambda b: b if b["logprobs"] <= 77 else refused(400, told))
+    assert (record.value("k_limit"), record.calls) == (77, 19)
+
+
+async def test_candidates_left_out_in_silence_are_a_limit(look) -> None:
+    record = await look(asked=lambda b: b | {"logprobs": min(5, b["logprobs"])})
+    assert record.value("k_limit") == 5
+
+
+def scaled(body: Json, choice: Json) -> None:
+    for shown in choice["logprobs"]["top_logprobs"]:
+        for key in shown:
+            shown[key] /= body["temperature"] or 1
+
+
+async def test_logprobs_after_temperature_forbid_rejection(look) -> None:
+    from adapter.upstream.capabilities import COMPLETIONS
+
+    record = await look(told=scaled)
+    assert record.value("before_temperature") is False
+    assert record.api == "completions"
+    assert not record.narrow(COMPLETIONS).rejection
+
+
+def one_hot(body: Json, choice: Json) -> None:
+    if body["temperature"] == 0:
+        for key, shown in zip(
+            choice["logprobs"]["tokens"], choice["logprobs"]["top_logprobs"], strict=True
+        ):
+            for name in shown:
+                shown[name] = 0.0 if name == key else -50.0
+
+
+async def test_greedy_logprobs_that_are_not_the_models_are_refused(look) -> None:
+    record = await look(told=one_hot)
+    assert record.api is None
+    assert "temperature 0" in record.reason
+
+
+async def test_text_prompts_only(look) -> None:
+    record = await look(
+        asked=lambda b: b if isinstance(b["prompt"], str) else refused(500, "7 validation errors")
+    )
+    assert (record.tier, record.api) == ("B", None)
+    assert "text only" in record.reason
+
+
+STRICT = {"model", "prompt", "max_tokens", "temperature", "logprobs", "logit_bias", "stream"}
+
+
+async def test_a_strict_server_names_by_text(look) -> None:
+    """The dialect sends fields it does not take, so that is no server for it."""
+    record = await look(asked=lambda b: b if set(b) <= STRICT else refused(400, "unknown field"))
+    assert record.value("named_by") == "text"
+    assert record.value("unknown_fields") == "refused"
+    assert record.value("continues") == "ids"
+    assert (record.api, record.value("scoring")) == (None, "forced")
+    assert "400" in record.reason
+
+
+def hide_end(body: Json, choice: Json) -> None:
+    shown = choice["logprobs"]
+    for one in shown["top_logprobs"]:
+        one.pop("token_id:0", None)
+    keep = [i for i, key in enumerate(shown["tokens"]) if key != "token_id:0"]
+    for name, column in shown.items():
+        shown[name] = [column[i] for i in keep]
+
+
+async def test_a_hidden_end_is_found(look) -> None:
+    assert (await look(told=hide_end)).value("end_visible") is False
+
+
+async def test_streams_without_logprobs(look) -> None:
+    def drop(body: Json) -> Json:
+        return body | {"logprobs": None} if body.get("stream") else body
+
+    assert (await look(asked=drop)).value("streamed_logprobs") is False
+
+
+@pytest.mark.parametrize(("left_out", "note"), [(0, ""), (1, "the generated token is left out")])
+async def test_echo(look, vocabulary: Vocabulary, left_out: int, note: str) -> None:
+    def echo(body: Json, choice: Json) -> None:
+        if body.get("echo"):
+            shown, n = choice["logprobs"], len(vocabulary.encode(body["prompt"].encode()))
+            made = len(shown["tokens"]) - left_out
+            shown["tokens"] = ["a"] * n + shown["tokens"][:made]
+            shown["token_logprobs"] = [None] + [-1.0] * (n - 1) + shown["token_logprobs"][:made]
+            first = [None] + [{"a": -1.0}] * (n - 1)
+            shown["top_logprobs"] = first + shown["top_logprobs"][:made]
+
+    found = (await look(told=echo)).findings["text_scoring"]
+    assert (found.value, found.note) == ("echo", note)
+
+
+async def test_no_logprobs_is_tier_d(look) -> None:
+    def none(body: Json) -> Json:
+        return body | {"logprobs": None}
+
+    record = await look(asked=none)
+    assert (record.tier, record.api) == ("D", None)
+    with pytest.raises(UpstreamMalformed, match="no log-probabilities"):
+        record.usable()
+
+
+def openai_chat(body: Json) -> Response:
+    """OpenAI's shape; a last message of the assistant is a turn like any other."""
+    if body["top_logprobs"] > 20 or set(body) - {
+        "model", "messages", "max_tokens", "temperature", "logprobs", "top_logprobs", "stream"
+    }:  # fmt: skip
+        return refused(400)
+    top = [
+        {"token": chr(97 + i), "logprob": -1.0 - i, "bytes": [97 + i]}
+        for i in range(body["top_logprobs"])
+    ]
+    entry = {"token": "a", "logprob": -1.0, "bytes": [97], "top_logprobs": top}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": "a"},
+        "logprobs": {"content": [entry], "refusal": None},
+        "finish_reason": "length",
+    }
+    usage = {"prompt_tokens": 9, "completion_tokens": 1}
+    return JSONResponse({"choices": [choice], "usage": usage})
+
+
+async def test_chat_alone(look) -> None:
+    record = await look(asked=lambda _: refused(404), chat=openai_chat)
+    assert (record.api, record.value("k_limit"), record.value("named_by")) == (None, 20, "bytes")
+    assert "chat only" in record.reason
+    assert record.value("continues") is None
+
+
+def continuing(body: Json) -> Response:
+    answer = json.loads(openai_chat(body | {"messages": body["messages"]}).body)
+    last = body["messages"][-1]
+    if last.get("prefix"):
+        answer["choices"][0]["message"]["content"] = "is."
+    return JSONResponse(answer)
+
+
+async def test_chat_that_continues_a_marked_message(look) -> None:
+    record = await look(asked=lambda _: refused(404), chat=lambda b: continuing(plain(b)))
+    assert (record.value("continues"), record.value("continues_by")) == ("text", "prefix")
+    assert record.tier == "B"
+
+
+def plain(body: Json) -> Json:
+    extra = ("continue_final_message", "add_generation_prompt", "adapter_probe")
+    return {k: v for k, v in body.items() if k not in extra} | {
+        "top_logprobs": min(20, body["top_logprobs"])
+    }
+
+
+async def test_where_the_budget_ends_the_rest_is_open(look) -> None:
+    record = await look(calls=5)
+    assert record.calls == 5
+    assert record.findings["repeatable"].how == "unverified"
+    assert set(record.findings) == set(FIELDS)
+
+
+async def test_a_server_that_is_loading_is_waited_for(look, impatient) -> None:
+    replies = iter([refused(503), refused(429)])
+    record = await look(asked=lambda b: next(replies, b))
+    assert record.api == "completions"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "words"),
+    [
+        (401, UpstreamRefused, "does not accept the key: check KEY"),
+        (404, UpstreamRefused, "no model 'tiny'"),
+        (503, UpstreamUnavailable, "not ready"),
+    ],
+)
+async def test_what_lets_nobody_in_is_said(server, impatient, status, kind, words) -> None:
+    with twisted(server, asked=lambda _: refused(status)) as twist:
+        endpoint = Endpoint(twist.base_url, "tiny", key_name="KEY")
+        with pytest.raises(kind, match=words):
+            await probe(endpoint, Budget(MOST_CALLS))
+
+
+async def test_nobody_there() -> None:
+    with pytest.raises(UpstreamUnavailable, match="is the server running"):
+        await probe(Endpoint("http://127.0.0.1:1/v1", "tiny"), Budget(MOST_CALLS))
+
+
+async def test_several_models_have_to_be_told_apart(server: ModelServer, monkeypatch) -> None:
+    async def two(self: Twist, _: Any) -> Response:
+        return JSONResponse({"data": [{"id": "a"}, {"id": "b"}]})
+
+    monkeypatch.setattr(Twist, "handle", two)
+    with twisted(server) as twist, pytest.raises(SettingsError, match="it lists: a, b"):
+        await probe(Endpoint(twist.base_url, ""), Budget(MOST_CALLS))
+
+
+def test_nan_is_no_difference() -> None:
+    from adapter.upstream.sightings import Entry, Sighting, apart
+
+    one = Sighting(Entry("a", -1.0), (Entry("a", -1.0), Entry("b", math.nan)))
+    other = Sighting(Entry("a", -1.0), (Entry("a", -1.5), Entry("b", -2.0), Entry("c", -3.0)))
+    assert apart(one, other) == 0.5
