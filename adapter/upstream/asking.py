@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 
 from adapter.errors import UpstreamTimeout, UpstreamUnavailable
-from adapter.upstream.sightings import Seen, see, see_stream
 from adapter.upstream.retries import Sleep
+from adapter.upstream.sightings import Seen, see, see_stream
 from adapter.upstream.transport import Endpoint
 from adapter.upstream.upstream import Allowance
 

@@ -91,10 +91,15 @@ def test_complete_runs_in_process(folder, environment):
     assert out.strip()
 
 
+def test_probe_finds_that_the_upstream_can_be_steered(folder, environment):
+    (command,) = [c for c in commands() if c.startswith("adapter probe")]
+    assert "use: api: completions" in run(["bash", "-c", command], folder, environment)
+
+
 def test_every_command_is_one_that_something_runs():
     run_elsewhere = {"make demo", "make test", "adapter serve news.yaml"}
     rest = set(commands()) - run_elsewhere - {""}
-    assert all(c.startswith("adapter complete") for c in rest)
+    assert all(c.startswith(("adapter complete", "adapter probe")) for c in rest)
 
 
 def test_the_readme_stays_short():
