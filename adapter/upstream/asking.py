@@ -81,7 +81,7 @@ class Asking:
         for wait in (0.0, *_WAITS):
             await self._sleep(wait)
             response = await self._once(method, url, body)
-            if response.status_code not in (429, 503):
+            if response.status_code not in (429, 502, 503, 504):
                 return response
         raise UpstreamUnavailable(
             f"the upstream at {self.endpoint.host} is overloaded or not ready: try again later"

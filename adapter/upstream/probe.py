@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
-from adapter.errors import AdapterError, BudgetExceeded, SettingsError, UpstreamError
+from adapter.errors import AdapterError, BudgetExceeded, SettingsError, UpstreamUnavailable
 from adapter.prefix import Prefix
 from adapter.upstream.asking import Asking, Prompt
 from adapter.upstream.dialects import connect
@@ -75,18 +75,28 @@ class _Probe:
             self._found("logprobs", False)
             return self._record(None, "it gives no log-probabilities of its candidates")
         self._found("logprobs", True)
-        for question in self._questions():
-            try:
-                await question()
-            except BudgetExceeded:
-                break
-            except UpstreamError:
-                continue  # it hung up on a strange question: that field stays as it was
+        await self._go_through(self._questions())
         api, reason = self._dialect()
         if api is not None and self._vocabulary is not None:
             reason = await self._tried(api, self._vocabulary)
             api = None if reason else api
         return self._record(api, reason)
+
+    async def _go_through(self, questions: Sequence[Question]) -> None:
+        """All questions, or as many as the budget allows.
+
+        A server may hang up on one that it finds strange, but not on two.
+        """
+        hung_up = False
+        for question in questions:
+            try:
+                await question()
+            except BudgetExceeded:
+                return
+            except UpstreamUnavailable:
+                if hung_up:
+                    raise
+                hung_up = True
 
     def _questions(self) -> Sequence[Question]:
         """In the order of what matters most, if the budget ends."""
@@ -358,6 +368,8 @@ class _Probe:
         """The dialect of ours that fits what was found, or why none does."""
         if self._asking.chat:
             return None, "its log-probabilities come with chat only, which is not spoken yet"
+        if self._value("continues") is None:
+            return None, "whether it takes prompts of ids could not be found out"
         if self._value("continues") != "ids":
             return None, "it takes prompts as text only, and so far prefixes go as ids"
         if self._base.shape == "content":

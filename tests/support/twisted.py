@@ -71,3 +71,8 @@ def refused(status: int, message: str = "no") -> Response:
     """An error in OpenAI's shape."""
     error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
     return JSONResponse({"error": error}, status)
+
+
+def broken_off() -> Response:
+    """An answer in which the connection ends."""
+    return Response(b"{", headers={"content-length": "9"})

@@ -16,7 +16,7 @@ from adapter.upstream.probe import FIELDS, MOST_CALLS, probe
 from adapter.upstream.records import Record
 from tests.support.model_server import ModelServer, model_server
 from tests.support.tiny import tiny
-from tests.support.twisted import Twist, refused, twisted
+from tests.support.twisted import Twist, broken_off, refused, twisted
 from tokenizer_maps.loading import load_vocabulary
 from tokenizer_maps.vocabulary import Vocabulary
 
@@ -311,6 +311,23 @@ async def test_what_lets_nobody_in_is_said(server, impatient, status, kind, word
 async def test_nobody_there() -> None:
     with pytest.raises(UpstreamUnavailable, match="is the server running"):
         await probe(Endpoint("http://127.0.0.1:1/v1", "tiny"), Budget(MOST_CALLS))
+
+
+@pytest.mark.parametrize("answered", [3, 6])
+async def test_a_server_that_breaks_down_meanwhile_leaves_no_record(server, answered: int) -> None:
+    """Else what was not answered would be taken for what it cannot do."""
+    left = iter(range(answered))
+    with (
+        twisted(server, asked=lambda b: broken_off() if next(left, None) is None else b) as twist,
+        pytest.raises(UpstreamUnavailable),
+    ):
+        await probe(Endpoint(twist.base_url, "tiny"), Budget(MOST_CALLS))
+
+
+async def test_hanging_up_on_one_question_leaves_that_one_open(look) -> None:
+    record = await look(asked=lambda b: broken_off() if b.get("adapter_probe") else b)
+    assert record.findings["unknown_fields"].how == "unverified"
+    assert record.api == "completions"
 
 
 async def test_several_models_have_to_be_told_apart(server: ModelServer, monkeypatch) -> None:
