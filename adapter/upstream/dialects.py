@@ -29,7 +29,7 @@ def connect_known(
 
     Raises UpstreamMalformed with the reason where it cannot be steered, SettingsError as `connect`.
     """
-    k = min(top_logprobs, record.value("k_limit") or top_logprobs)
+    k = record.granted(top_logprobs)
     upstream = _speaker(endpoint, record.usable(), vocabulary, k)
     upstream.capabilities = record.narrow(upstream.capabilities)
     return upstream

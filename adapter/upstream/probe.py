@@ -11,7 +11,7 @@ from adapter.prefix import Prefix
 from adapter.upstream.asking import Asking, Prompt
 from adapter.upstream.dialects import connect
 from adapter.upstream.profiles import Profile, profile_of
-from adapter.upstream.records import Finding, Record
+from adapter.upstream.records import UNTRIED, Finding, Record
 from adapter.upstream.refusals import refusal
 from adapter.upstream.sightings import Entry, Name, Seen, Sighting, apart
 from adapter.upstream.transport import Endpoint
@@ -26,6 +26,8 @@ SAME = 1e-3
 _REPEATS = 3
 _K = 5
 _LADDER = (1, 2, 3, 4, 5, 8, 10, 15, 20, 32, 50, 64, 100, 128, 200, 256, 500, 1000)
+_SMALLEST = 256
+"""Tokens that any vocabulary has: vLLM's engine dies of being asked for more than there are."""
 _ALLOWED = re.compile(r"(?:max\w*\s+allowed|at most|less than or equal to|<=?)\D{0,10}(\d{1,6})")
 _TEXTS = ("The capital of France is", "1, 2, 3, 4,", "import")
 """The first one whose next tokens all come with candidates is asked about throughout."""
@@ -166,22 +168,25 @@ class _Probe:
                 self._base = seen
 
     async def _limit(self) -> None:
-        """The most candidates granted, up to 1000; a listing shorter than asked is a limit."""
-        granted, refused, tries = 0, len(_LADDER), 0
-        at = len(_LADDER) - 1
+        """The most candidates granted, of those tried; a listing shorter than asked is a limit."""
+        known = len(self._vocabulary.tokens) if self._vocabulary else _SMALLEST
+        top = min(known, _LADDER[-1])
+        ladder = (*(k for k in _LADDER if k < top), top)
+        granted, refused, tries = 0, len(ladder), 0
+        at = len(ladder) - 1
         hint: int | None = None
         while granted < refused and tries < 6:
-            k, tries = hint or _LADDER[at], tries + 1
+            k, tries = hint or ladder[at], tries + 1
             seen = await self._ask(self._text, k)
             if seen.shape is not None:
                 self._deep = seen.steps[0]
                 shown = min(k, len(seen.steps[0].listed))
-                self._found("k_limit", shown, f"asked for {k}" if k == _LADDER[-1] else "")
-                if hint is not None or shown < k or at == len(_LADDER) - 1:
+                self._found("k_limit", shown, UNTRIED if shown == top else "")
+                if hint is not None or shown < k or at == len(ladder) - 1:
                     break
                 granted = at + 1
             else:
-                refused, hint = at, _hint(seen.error)
+                refused, hint = at, _hint(seen.error, below=k)
             at = (granted + refused) // 2
         self._name()
 
@@ -458,10 +463,10 @@ FIELDS = (
 """The fields of Capabilities that a probe or a profile can tell; `rejection` follows from them."""
 
 
-def _hint(error: Any) -> int | None:
+def _hint(error: Any, below: int) -> int | None:
     """The limit that a refusal names."""
     found = _ALLOWED.search(str(error))
-    return int(found[1]) if found and 0 < int(found[1]) < _LADDER[-1] else None
+    return int(found[1]) if found and 0 < int(found[1]) < below else None
 
 
 def _close(one: float | None, other: float) -> bool:

@@ -22,6 +22,9 @@ TIERS: Mapping[Tier, str] = {
     "D": "impossible: no log-probabilities of the candidates",
 }
 
+UNTRIED = "not tried further"
+"""The note of a limit that may not be one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -59,6 +62,12 @@ class Record:
             return "D"
         tiers: Mapping[Any, Tier] = {"ids": "A", "text": "B", "none": "C"}
         return tiers.get(self.value("continues"))
+
+    def granted(self, k: int) -> int:
+        """How many candidates to ask for, of k wanted."""
+        limit = self.value("k_limit")
+        open_ended = limit is None or self.findings["k_limit"].note == UNTRIED
+        return k if open_ended else min(k, limit)
 
     def usable(self) -> Literal["completions", "llama.cpp"]:
         """The dialect to use. Raises UpstreamMalformed with the reason where there is none."""

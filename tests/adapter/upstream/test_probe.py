@@ -86,11 +86,15 @@ async def test_every_capability_of_vllms_shape(server: ModelServer, vocabulary: 
     assert set(record.findings) == set(FIELDS)
 
 
-async def test_no_call_asks_for_many_tokens(server: ModelServer, vocabulary: Vocabulary) -> None:
+@pytest.mark.parametrize(("known", "most"), [(True, 400), (False, 256)])
+async def test_no_call_asks_for_much(server, vocabulary, known: bool, most: int) -> None:
+    """vLLM's engine ends when more candidates are asked for than the vocabulary has tokens."""
     server.requests.clear()
-    await probe(Endpoint(server.base_url, "tiny"), Budget(MOST_CALLS), vocabulary)
+    words = vocabulary if known else None
+    await probe(Endpoint(server.base_url, "tiny"), Budget(MOST_CALLS), words)
     assert 10 < len(server.requests) < MOST_CALLS
     assert max(body["max_tokens"] for body in server.requests) <= 8
+    assert max(body["logprobs"] for body in server.requests) == most
 
 
 @pytest.mark.engine

@@ -8,7 +8,7 @@ import pytest
 
 from adapter.errors import UpstreamMalformed
 from adapter.upstream.capabilities import COMPLETIONS, LLAMACPP
-from adapter.upstream.records import Finding, Record, load
+from adapter.upstream.records import UNTRIED, Finding, Record, load
 
 RECORD = Record(
     base_url="http://127.0.0.1:8000/v1",
@@ -98,6 +98,20 @@ def test_what_cannot_be_read_is_not_there(tmp_path: Path, damage) -> None:
     path = RECORD.save(tmp_path)
     path.write_text(damage(path.read_text()))
     assert load(tmp_path, RECORD.base_url, "tiny") is None
+
+
+@pytest.mark.parametrize(
+    ("finding", "asked"),
+    [
+        (Finding(7, "measured"), 7),
+        (Finding(7, "profile"), 7),
+        (Finding(256, "measured", UNTRIED), 500),
+        (Finding(100, "unverified"), 500),
+        (Finding(1000, "measured"), 500),
+    ],
+)
+def test_no_more_is_asked_for_than_is_granted(finding: Finding, asked: int) -> None:
+    assert replace(RECORD, findings={"k_limit": finding}).granted(500) == asked
 
 
 def test_the_reason_is_told() -> None:
