@@ -20,18 +20,20 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     themselves, so without this race every upstream call of a lost request would still be paid.
     """
     task = asyncio.create_task(work)
-    gone = asyncio.create_task(_hang_up(receive))
+    gone = asyncio.create_task(_hang_up(receive, task))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
+        if gone.done() and not gone.cancelled() and gone.result():
             raise ClientGone
-        return task.result()
+        return await task
     finally:
         task.cancel()
         gone.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def _hang_up(receive: Receive) -> None:
+async def _hang_up(receive: Receive, task: asyncio.Task[Any]) -> bool:
+    """Cancels a task in the very step in which the client leaves; False where it was done."""
     while (await receive())["type"] != "http.disconnect":
         pass
+    return task.cancel()
