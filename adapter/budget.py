@@ -1,5 +1,6 @@
 """Budget: what one request may still spend on upstream calls: their number, and money."""
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
@@ -47,6 +48,7 @@ class Budget:
         ledger: Ledger | None = None,
     ) -> None:
         self.bill = Bill(None if price is None else 0)
+        self._stopped = False
         self._cap = calls
         self._left = calls
         self._price = price
@@ -59,6 +61,8 @@ class Budget:
 
         Raises BudgetExceeded, MoneyExceeded where it is money that is short; nothing is taken then.
         """
+        if self._stopped:
+            raise asyncio.CancelledError
         if self._left <= 0:
             raise self._refusal(_CALLS)
         self._left -= 1
@@ -72,6 +76,10 @@ class Budget:
             yield call
         finally:
             await self._settle(call)
+
+    def stop(self) -> None:
+        """Nobody waits for the answer any more: no call begins, tasks that try are cancelled."""
+        self._stopped = True
 
     def cost(self, usage: Usage) -> int:
         """What so many tokens cost, in nano-units; 0 without a price."""

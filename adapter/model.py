@@ -188,7 +188,7 @@ def open_prefix_cache(settings: Settings) -> Cache | None:
         raise SettingsError(f"cache.url: {error}") from None
 
 
-def load_models(settings: Settings, cache: Cache | None) -> dict[str, Model]:
+def load_models(settings: Settings, cache: Cache | None = None) -> dict[str, Model]:
     """Every configured model; models with equal pair settings share one loaded pair.
 
     The cache stays the caller's to close. Raises SettingsError and PairError.

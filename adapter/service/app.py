@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapter.budget import Budget
 from adapter.errors import AdapterError, ModelNotFound
 from adapter.service.disconnect import ClientGone, unless_gone
 from adapter.service.failures import failure
@@ -78,16 +79,18 @@ class GenerationRoutes:
         try:
             control = ",".join(request.headers.getlist("cache-control"))
             asked = read(await _body(request), self.limits).using(cache_use(control))
-            work = self._generate(asked, dialect, request.state.request_id)
-            return await unless_gone(request.receive, work)
+            budget = self.adapter.budget(asked.model, len(asked.requests))
+            work = self._generate(asked, budget, dialect, request.state.request_id)
+            return await unless_gone(request.receive, work, budget.stop)
         except (ClientGone, ClientDisconnect):
             return Response(status_code=CLIENT_GONE)
         except Exception as error:  # noqa: BLE001 - the edge: everything becomes an answer
             return _refused(request, error)
 
-    async def _generate(self, asked: Asked, dialect: Dialect, request_id: str) -> Response:
+    async def _generate(
+        self, asked: Asked, budget: Budget, dialect: Dialect, request_id: str
+    ) -> Response:
         """The whole answer, or a stream whose first part is there, so that it is sound so far."""
-        budget = self.adapter.budget(asked.model, len(asked.requests))
         jobs = [await asyncio.to_thread(self.adapter.prepare, r, budget) for r in asked.requests]
         view = View(asked.logprobs, asked.trace, jobs[0].alpha)
         envelope = Envelope(dialect, request_id, int(time.time()), asked.model)
@@ -97,7 +100,7 @@ class GenerationRoutes:
         if asked.stream:
             first = await anext(parts)
             chunks = events(_chain(first, parts), envelope, view, tally, asked.include_usage)
-            return EventStream(chunks, _headers(view, lookups))
+            return EventStream(chunks, _headers(view, lookups), budget.stop)
         async with aclosing(parts):
             collected = [part async for part in parts]
         for part in collected:

@@ -1,7 +1,7 @@
 """Server-sent events as OpenAI's clients expect them, and the response that carries them."""
 
 import json
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -68,14 +68,20 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        chunks: AsyncGenerator[bytes, None],
+        headers: Mapping[str, str],
+        stop: Callable[[], None],
+    ) -> None:
         fixed = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(chunks, headers={**fixed, **headers})
         self._chunks = chunks
+        self._stop = stop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._chunks):
             try:
-                await unless_gone(receive, self.stream_response(send))
+                await unless_gone(receive, self.stream_response(send), self._stop)
             except ClientGone:
                 return

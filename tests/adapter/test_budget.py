@@ -120,6 +120,17 @@ async def test_calls_are_counted_without_prices() -> None:
     assert (caught.value.status, budget.bill.nanos) == (429, None)
 
 
+async def test_once_stopped_no_call_begins() -> None:
+    day = Watched(10**9)
+    budget = Budget(9, PRICE, {"day": day})
+    async with budget.call(1, 1) as call:
+        budget.stop()
+        call.settle(used(1, 1))
+    with pytest.raises(asyncio.CancelledError):
+        await budget.call(1, 1).__aenter__()
+    assert (day.takes, day.out) == (1, 5_000)
+
+
 async def test_a_refusal_is_one_line_that_names_the_cap(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     budget = Budget(9, PRICE, {"limits.money_per_day": LocalTotal(1)})

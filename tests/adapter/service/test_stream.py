@@ -216,5 +216,5 @@ async def test_a_hang_up_is_noticed_on_servers_of_any_asgi_version():
 
     scope = {"type": "http", "asgi": {"spec_version": "2.4"}}
     async with asyncio.timeout(WAIT):
-        await EventStream(chunks(), {})(scope, receive, send)
+        await EventStream(chunks(), {}, closed.clear)(scope, receive, send)
     assert closed.is_set()

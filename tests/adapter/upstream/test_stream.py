@@ -334,9 +334,14 @@ async def test_chunks_of_any_size_read_as_the_whole(
         {f"token_id:{i}": top.get(i, -9.0)} | {f"token_id:{i}": v for i, v in top.items()}
         for i, top in run
     ]
-    whole = read_run(classic(*shown, finish=finish), NAMES, 4, n)
     parts = [classic(*shown[a:b], finish="")["choices"][0] for a, b in cuts(len(shown), at)]
     parts[-1]["finish_reason"] = finish
+    try:
+        whole = read_run(classic(*shown, finish=finish), NAMES, 4, n)
+    except UpstreamMalformed:  # none of a step's candidates has a name
+        with pytest.raises(UpstreamMalformed):
+            await chunked(CompletionsRun(NAMES, 4, n, sampled=False), parts)
+        return
     draft = await chunked(CompletionsRun(NAMES, 4, n, sampled=False), parts)
     assert (draft.positions, draft.finish_reason) == whole
 
