@@ -32,7 +32,8 @@ async def unless_gone(
             raise ClientGone
         return await task
     finally:
-        task.cancel()
+        if not task.cancelling():  # a second time would break off what the first has it clean up
+            task.cancel()
         gone.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
 

@@ -243,8 +243,9 @@ def test_a_hang_up_during_a_stream_closes_the_upstreams(upstream: ModelServer) -
         upstream.cut.clear()
         before = len(upstream.requests)
         try:
-            with running.asking(stream=True, max_tokens=40, steering={"lookahead": "stream"}):
-                until(lambda: len(upstream.requests) == before + 1)
+            fields = {"max_tokens": 40, "steering": {"lookahead": "stream"}}
+            with running.asking(stream=True, **fields) as client:
+                assert client.recv(1)  # the upstream's stream has begun
             assert upstream.cut.wait(WAIT)
         finally:
             upstream.hold = None
