@@ -87,8 +87,6 @@ class Budget:
 
     async def take(self, nanos: int) -> None:
         """Take an amount from every total, or from none. Raises MoneyExceeded."""
-        if self._stopped:
-            raise asyncio.CancelledError
         taken: list[Total] = []
         try:
             for cap, total in self._caps.items():
