@@ -272,7 +272,8 @@ def _record(endpoint: Endpoint, folder: Path, vocabulary: Vocabulary) -> Record:
     known = load(folder, endpoint.base_url, endpoint.model)
     if known is not None:
         return known
-    _log.info("api: auto: probing %s, at most %d calls", endpoint.host, MOST_CALLS)
+    # A warning, as logging is set up only later, and these calls may be paid for.
+    _log.warning("api: auto: probing %s with at most %d calls", endpoint.host, MOST_CALLS)
     with ThreadPoolExecutor(1) as alone:  # the caller may already run an event loop
         found = alone.submit(asyncio.run, probe(endpoint, Budget(MOST_CALLS), vocabulary)).result()
     try:

@@ -26,8 +26,11 @@ def settings(server: ModelServer, tmp_path, monkeypatch) -> Settings:
     return settings_for(server.base_url, api="auto", top_logprobs=1000)
 
 
-async def test_it_is_probed_once_and_remembered(settings: Settings, server: ModelServer) -> None:
+async def test_it_is_probed_once_and_remembered(
+    settings: Settings, server: ModelServer, caplog: pytest.LogCaptureFixture
+) -> None:
     (model,) = load_models(settings).values()
+    assert "with at most 25 calls" in caplog.text
     asked = len(server.requests)
     assert 10 < asked < 25
     assert model.upstream.identity[0] == "completions"
