@@ -43,6 +43,11 @@ class Engine:
         """Free texts at the next round; from any thread, and from finalizers: it takes no lock."""
         self._queue.put(texts)
 
+    def wake(self) -> None:
+        """A round, even if nothing waits: what was released is freed now."""
+        if not self._closing:
+            self._worker.submit(self._work)
+
     def close(self) -> None:
         """Cancel what waits and end the worker; the round that runs finishes first."""
         if self._closing:

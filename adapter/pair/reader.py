@@ -127,8 +127,9 @@ class Reader:
         return await self._engine.run(self._whole(generated))
 
     def close(self) -> None:
-        """Free at the next round what was read for this text."""
+        """Free what was read for this text, as soon as the round that runs is over."""
         self._release()
+        self._engine.wake()
 
     # --- on the worker
 
