@@ -233,7 +233,7 @@ class FastBridge:
 
     def _spanning(self, plan: Plan, ids: Ints) -> dict[int, list[tuple[Head, list[int]]]]:
         """By c, at heads with a rest: tokens that spell it, then c, where the upstream has c."""
-        tokens, order, texts = self.map.pair.tokens, self.map.order, self.map.upstream.tokens
+        order, texts = self.map.order, self.map.upstream.tokens
         wanted, spanning = set(ids.tolist()), dict[int, list[tuple[Head, list[int]]]]()
         for head in plan.heads:
             if not head.rest:
@@ -243,7 +243,7 @@ class FastBridge:
                 spans = [self._span(head.rest + texts[c]) for c in wanted]
             found: dict[int, list[int]] = {}
             for t in {t for low, high in spans for t in order[low:high].tolist()}:
-                c = self.found_at(plan.tail + tokens[t][len(head.rest) :], len(plan.tail))
+                c = self._begun_by(plan, head, t)
                 if c in wanted and self.writes(plan, head, t):
                     found.setdefault(c, []).append(t)
             for c, some in found.items():
@@ -264,10 +264,14 @@ class FastBridge:
             return 0, 0
         return self.map.span(prefix)
 
-    def _spans(self, plan: Plan, head: Head, token: int) -> int:
+    def _begun_by(self, plan: Plan, head: Head, token: int) -> int:
         """The upstream token a pair token begins that spells a head's rest and more; −1: none."""
         spelt = self.map.pair.tokens[token][len(head.rest) :]
-        found = self.found_at(plan.tail + spelt, len(plan.tail))
+        return self.found_at(plan.tail + spelt, len(plan.tail))
+
+    def _spans(self, plan: Plan, head: Head, token: int) -> int:
+        """The upstream token that a pair token begins, if the pair writes it there; −1: none."""
+        found = self._begun_by(plan, head, token)
         return found if found >= 0 and self.writes(plan, head, token) else -1
 
     def found_at(self, text: bytes, start: int) -> int:

@@ -1,5 +1,6 @@
 """The parts of a completion answer that all dialects share, read without trust."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,6 +11,14 @@ from adapter.errors import UpstreamMalformed
 
 _MOST_TOKENS = 10**9
 _UNLIKELY = -9999  # what the older OpenAI schema says in place of a log-probability
+
+
+def parsed(raw: str | bytes) -> Any:
+    """JSON, or None; NaN and infinities stay floats, which no reader of log-probabilities keeps."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
 
 
 def only_choice(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any
 import httpx
 
 from adapter.errors import UpstreamTimeout, UpstreamUnavailable
+from adapter.upstream.answers import parsed
+from adapter.upstream.events import payloads
 from adapter.upstream.retries import Sleep
 from adapter.upstream.sightings import Seen, see, see_stream
 from adapter.upstream.transport import Endpoint
@@ -46,19 +48,20 @@ class Asking:
     async def ask(self, prompt: Prompt, k: int, **fields: Any) -> Seen:
         """The answer to a prompt, or to a chat's messages, with k candidates a step."""
         response = await self._post(self._body(prompt, k, fields))
-        return see(response.status_code, _json(response))
+        return see(response.status_code, parsed(response.content))
 
     async def stream(self, prompt: Prompt, k: int, **fields: Any) -> tuple[Seen, ...]:
         """The events of a streamed answer; none where it is refused."""
         response = await self._post(self._body(prompt, k, fields | {"stream": True}))
-        lines = response.text.splitlines() if response.status_code == 200 else []
-        return see_stream(lines)
+        if response.status_code != 200:
+            return ()
+        return see_stream([data async for data in payloads(response.aiter_bytes())])
 
     async def get(self, path: str, *, root: bool = False) -> Mapping[str, Any]:
         """What a side endpoint tells, `root`: beside the /v1; {} where it tells nothing."""
         base = self.endpoint.base_url.removesuffix("/v1") if root else self.endpoint.base_url
         response = await self._send("GET", f"{base}/{path}", None)
-        told = _json(response) if response.status_code == 200 else None
+        told = parsed(response.content) if response.status_code == 200 else None
         return told if isinstance(told, dict) else {}
 
     async def close(self) -> None:
@@ -102,10 +105,3 @@ class Asking:
                 f"no connection to the upstream at {self.endpoint.host}, or it broke off: "
                 "is the server running, and is the URL right (with its /v1)?"
             ) from None
-
-
-def _json(response: httpx.Response) -> Any:
-    try:
-        return response.json()
-    except (ValueError, RecursionError):
-        return None

@@ -21,14 +21,19 @@ class Lexicon:
         """The token of that id as a candidate; None where the id has no name."""
         return self._names.of_id(token, logprob)
 
-    @cached_property
+    @property
     def words(self) -> Words:
         """The word of every token."""
-        named = (self._names.of_id(i, 0.0) for i in range(self._count))
-        return token_words((c.token, c.special) if c else (b"", "") for c in named)
+        return self._tables[0]
 
-    @cached_property
+    @property
     def hideable(self) -> Flags:
         """The ids that are tokens at all."""
-        named = (self._names.of_id(i, 0.0) is not None for i in range(self._count))
-        return np.fromiter(named, np.bool_, self._count)
+        return self._tables[1]
+
+    @cached_property
+    def _tables(self) -> tuple[Words, Flags]:
+        """Both in one pass over the vocabulary, which takes a while."""
+        named = [self._names.of_id(i, 0.0) for i in range(self._count)]
+        words = token_words((c.token, c.special) if c else (b"", "") for c in named)
+        return words, np.array([c is not None for c in named], np.bool_)

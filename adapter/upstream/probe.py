@@ -433,7 +433,6 @@ class _Counted:
             yield call
 
 
-_CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 _PREFILLS: Sequence[tuple[str, dict[str, Any], dict[str, Any]]] = (
     ("trailing message", {}, {}),
     (

@@ -1,13 +1,12 @@
 """What an answer shows, whichever server gave it; the probe looks at strangers."""
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from adapter.upstream.answers import finish_of, nats
+from adapter.upstream.answers import finish_of, nats, parsed
 
 _ID = re.compile(r"token_id:(\d{1,9})")
 
@@ -89,10 +88,9 @@ def see(status: int, body: Any) -> Seen:
     )
 
 
-def see_stream(lines: Iterable[str]) -> tuple[Seen, ...]:
-    """The events of a streamed answer, from its lines."""
-    data = (line.removeprefix("data:").strip() for line in lines if line.startswith("data:"))
-    return tuple(see(200, _parsed(text)) for text in data if text != "[DONE]")
+def see_stream(events: Iterable[bytes]) -> tuple[Seen, ...]:
+    """The events of a streamed answer, from the data of each."""
+    return tuple(see(200, parsed(data)) for data in events if data.strip() != b"[DONE]")
 
 
 def apart(one: Sighting, other: Sighting) -> float | None:
@@ -104,13 +102,6 @@ def apart(one: Sighting, other: Sighting) -> float | None:
 
 def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _shape(logprobs: Mapping[str, Any]) -> Literal["classic", "content"]:

@@ -1,7 +1,6 @@
 """The one place that speaks HTTP with a hosted model."""
 
 import asyncio
-import json
 import logging
 import math
 import re
@@ -23,7 +22,7 @@ from adapter.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from adapter.upstream.answers import consumed
+from adapter.upstream.answers import consumed, parsed
 from adapter.upstream.breaker import Breaker
 from adapter.upstream.events import payloads
 from adapter.upstream.meter import STEP, Meter
@@ -292,14 +291,14 @@ class Transport:
             raise self._late() from None
 
     def _object(self, raw: bytes) -> Mapping[str, Any]:
-        body = _parse(raw)
+        body = parsed(raw)
         if not isinstance(body, dict):
             raise UpstreamMalformed(f"{self._where} answered with something that is no JSON object")
         return body
 
     def _failure(self, error: openai.APIStatusError) -> AdapterError:
         wait = asked_wait(error.response.headers)
-        return self._said(error.status_code, _parse(error.response.content), wait)
+        return self._said(error.status_code, parsed(error.response.content), wait)
 
     def _said(self, status: int, body: Any, wait: float = 0.0) -> AdapterError:
         """The error for an answer that is one; `wait` is what it asks for, in seconds."""
@@ -354,11 +353,3 @@ def _status(error: Any) -> int:
     """The status that an error inside a stream would have had; 500 where it does not say."""
     code = error.get("code") if isinstance(error, dict) else None
     return code if type(code) is int and 400 <= code < 600 else 500
-
-
-def _parse(raw: bytes) -> Any:
-    """JSON, or None; NaN and infinities stay floats, which no reader of log-probabilities keeps."""
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
-        return None

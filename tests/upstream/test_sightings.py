@@ -77,7 +77,8 @@ def test_an_echo_may_leave_out_the_generated_token() -> None:
     ],
 )
 def test_streams_with_and_without(name: str, shown: bool) -> None:
-    events = see_stream(SAMPLES[name]["response"])
+    lines = (line.encode() for line in SAMPLES[name]["response"])
+    events = see_stream(line.removeprefix(b"data:") for line in lines if line[:5] == b"data:")
     assert len(events) > 3
     assert any(event.shape is not None for event in events) is shown
 
