@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.bench import corpora, speed
-from tests.bench.ngrams import NgramPair, Ngrams
+from tests.bench.ngrams import MEMORY, NgramPair, Ngrams
 from tests.bench.rules import Rule, rules
 from tests.bench.stats import OURS, Table, differences, header, means, normalised, row, verdict
 from tests.support import vocabularies
@@ -33,7 +33,7 @@ ESCALATED = "escalated"
 WHOLE = "all"
 RIVALS = ("prefix", "string", "first_subtoken")
 PRUNE = 1e-6
-MEMORY = 64  # upstream tokens of context that a rule sees as generated, and again as prompt
+CONTEXT = 64  # upstream tokens of context that a rule sees as generated, and again as prompt
 
 Floats = NDArray[np.float64]
 Result = dict[str, Any]
@@ -44,6 +44,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--positions", type=int, default=200, help="per vocabulary pair and text")
     parser.add_argument("--cache", type=Path, default=Path(".venv/corpora"), help="fetched text")
     parser.add_argument("--clamp", type=float, default=Clamp().offset, help="of text, in nats")
+    parser.add_argument(
+        "--pair-memory", type=int, default=MEMORY, help="tokens that the pair's models remember"
+    )
     parser.add_argument("--only", choices=["speed", "kl"], help="one half of it")
 
 
@@ -68,7 +71,12 @@ def steering(args: argparse.Namespace) -> Result:
         skipped.append(f"multilingual text: {error.stderr.decode().strip()[-200:]}")
     tables = {
         (upstream, pair): {
-            name: _measured(_world(upstream, base, text), _world(pair, base, text), text, args)
+            name: _measured(
+                _world(upstream, base, text),
+                _world(pair, base, text, args.pair_memory),
+                text,
+                args,
+            )
             for name, text in tunings.items()
         }
         for upstream, pair in possible
@@ -88,16 +96,18 @@ def _possible() -> tuple[list[tuple[str, str]], list[str]]:
 class World:
     """One vocabulary, and models of its tokens trained on A and on A + B."""
 
-    def __init__(self, name: str, base: corpora.Corpus, tuning: corpora.Corpus) -> None:
+    def __init__(
+        self, name: str, base: corpora.Corpus, tuning: corpora.Corpus, memory: int = MEMORY
+    ) -> None:
         self.vocabulary: Vocabulary = vocabularies.real(name)
         read = [self.vocabulary.encode(text.train.encode()) for text in (base, tuning)]
-        self.untuned = Ngrams(self.vocabulary, read[0])
-        self.tuned = Ngrams(self.vocabulary, read[0] + read[1])
+        self.untuned = Ngrams(self.vocabulary, read[0], memory)
+        self.tuned = Ngrams(self.vocabulary, read[0] + read[1], memory)
 
 
 @lru_cache(9)
-def _world(name: str, base: corpora.Corpus, tuning: corpora.Corpus) -> World:
-    return World(name, base, tuning)
+def _world(name: str, base: corpora.Corpus, tuning: corpora.Corpus, memory: int = MEMORY) -> World:
+    return World(name, base, tuning, memory)
 
 
 @lru_cache(1)
@@ -124,7 +134,7 @@ def _positions(
     model: Ngrams, ids: tuple[int, ...], count: int
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Places whose true token is among the top k, and the top k."""
-    order = np.random.default_rng(0).permutation(np.arange(2 * MEMORY, len(ids)))
+    order = np.random.default_rng(0).permutation(np.arange(2 * CONTEXT, len(ids)))
     for at in order.tolist():
         if count == 0:
             return
@@ -137,8 +147,8 @@ def _positions(
 def _position(
     upstream: World, found: Mapping[str, Rule], ids: tuple[int, ...], candidates: NDArray[np.int64]
 ) -> dict[str, float]:
-    prompt = upstream.vocabulary.decode(ids[-2 * MEMORY : -MEMORY])
-    context = Context((), prompt, ids[-MEMORY:])
+    prompt = upstream.vocabulary.decode(ids[-2 * CONTEXT : -CONTEXT])
+    context = Context((), prompt, ids[-CONTEXT:])
     gold = np.log(upstream.tuned(ids)[candidates])
     plain = np.log(upstream.untuned(ids)[candidates])
     offsets = {

@@ -1,4 +1,4 @@
-"""Language models that train in a second: four-grams by interpolated absolute discounting."""
+"""Language models that train in a second: n-grams by interpolated absolute discounting."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -24,17 +24,18 @@ class Table(NamedTuple):
 
 
 class Ngrams:
-    """P(next token | the last three), a function of the path as the bridge's oracles take it."""
+    """P(next token | the last ``memory``), as the bridge's oracles take it: by the path."""
 
-    def __init__(self, vocabulary: Vocabulary, ids: Sequence[int]) -> None:
+    def __init__(self, vocabulary: Vocabulary, ids: Sequence[int], memory: int = MEMORY) -> None:
         self.size = len(vocabulary.tokens)
-        self.tables = list(_tables(np.array(ids, np.int64), self.size))
+        self.memory = memory
+        self.tables = list(_tables(np.array(ids, np.int64), self.size, memory))
         text = np.array([vocabulary.spells(i) for i in range(self.size)])
         self._base = self._interpolate(text / text.sum(), self.tables[0], 0)
         self._row = lru_cache(64)(self._compute)
 
     def __call__(self, path: tuple[int, ...]) -> Floats:
-        return self._row(path[-MEMORY:])
+        return self._row(path[-self.memory :])
 
     def _compute(self, last: tuple[int, ...]) -> Floats:
         row = self._base
@@ -93,9 +94,9 @@ def _masses(model: Ngrams, paths: list[tuple[int, ...]], tree: Tree, sets: Sets)
         return Masses(np.log(sums), np.log(nodes))
 
 
-def _tables(ids: Ints, size: int) -> Iterator[Table]:
+def _tables(ids: Ints, size: int, memory: int) -> Iterator[Table]:
     context = np.zeros(len(ids), np.int64)
-    for _ in range(MEMORY + 1):
+    for _ in range(memory + 1):
         grams, which, counts = np.unique(
             context * size + ids, return_inverse=True, return_counts=True
         )
