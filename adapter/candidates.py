@@ -164,7 +164,7 @@ def make_position(
         kept = best.get(entry.identity)
         lost = lost or (kept is not None and entry.id is None)
         if kept is None or entry.logprob > kept.logprob:
-            best[entry.identity] = replace(entry, logprob=min(entry.logprob, 0.0))
+            best[entry.identity] = entry if entry.logprob <= 0.0 else replace(entry, logprob=0.0)
     if not best:
         raise UpstreamMalformed("the upstream sent no usable log-probabilities for a token")
     ordered = sorted(best.values(), key=rank)
