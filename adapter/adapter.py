@@ -42,8 +42,8 @@ class Job:
 
     @property
     def prompt_tokens(self) -> int:
-        """The prompt's length in upstream tokens."""
-        return len(self.prefix.prompt)
+        """The prompt's length in upstream tokens; of a text its bytes, which are no fewer."""
+        return self.prefix.length
 
 
 class Adapter:
