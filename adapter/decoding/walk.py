@@ -149,9 +149,9 @@ class Walk:
         return first.result()
 
     def _places(self, positions: Sequence[Position]) -> Iterator[Place]:
-        generated = self._prefix.generated
+        generated, lexicon = self._prefix.generated, self._generation.influence.lexicon
         for position in positions:
-            yield place(generated, position)
+            yield place(generated, position, lexicon)
             drafted = position.drafted
             if drafted is None or drafted.id is None:
                 return

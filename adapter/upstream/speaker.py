@@ -13,7 +13,7 @@ class Speaker(Protocol):
     """A hosted model that is asked with a text or a chat, and the beginning of its own answer.
 
     `TextUpstream` makes an Upstream of it. `identity` as an Upstream's. Every candidate has an id:
-    its vocabulary's, or where none is known one made of its bytes (`tokens.SpeltNames`); what
+    its vocabulary's, or where none is known one made of its bytes (`unknown.SpeltNames`); what
     cannot be named is left out and counts as hidden. All methods raise as an Upstream's do.
     """
 
