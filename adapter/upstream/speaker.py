@@ -1,6 +1,7 @@
 """Speaker: asks an API that takes text, and reads its answer; it knows no rule of prefixes."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from adapter.candidates import Draft
@@ -41,3 +42,54 @@ class Speaker(Protocol):
     async def close(self) -> None:
         """Let go of connections."""
         ...
+
+
+class Prompted(Protocol):
+    """An upstream that can be asked with any prompt, ids or text."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    def identity(self) -> tuple[str, ...]: ...
+
+    async def run(
+        self, prompt: Sequence[int] | str, n: int, budget: Allowance, sampled: bool = False
+    ) -> Draft: ...
+
+    def run_stream(
+        self, prompt: Sequence[int] | str, n: int, budget: Allowance, sampled: bool = False
+    ) -> AsyncGenerator[Draft, None]: ...
+
+    async def close(self) -> None: ...
+
+
+class PromptSpeaker:
+    """A completions API: what was said is sent as the end of the prompt."""
+
+    def __init__(self, asked: Prompted) -> None:
+        self._asked = asked
+        self.capabilities = replace(asked.capabilities, continues="text", continues_by="prompt")
+        self.identity = asked.identity
+
+    async def ask(
+        self, prompt: str | Chat, said: str, n: int, budget: Allowance, sampled: bool = False
+    ) -> Draft:
+        """The run behind the text."""
+        return await self._asked.run(_text(prompt) + said, n, budget, sampled)
+
+    def stream(
+        self, prompt: str | Chat, said: str, n: int, budget: Allowance, sampled: bool = False
+    ) -> AsyncGenerator[Draft, None]:
+        """The same in pieces."""
+        return self._asked.run_stream(_text(prompt) + said, n, budget, sampled)
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        await self._asked.close()
+
+
+def _text(prompt: str | Chat) -> str:
+    if isinstance(prompt, Chat):
+        raise ValueError("a completions API takes no chat: it is rendered beforehand")
+    return prompt

@@ -20,6 +20,11 @@ WRONG_TOKENIZER = (
     "the configured tokenizer is not the upstream's: set `tokenizer` to the hosted model's own"
 )
 
+NOT_SPELT = (
+    "the upstream's tokens do not add up to its text, so they cannot be told by what is printed of "
+    "them: set `tokenizer` to the hosted model's own"
+)
+
 
 class TokenNames:
     """Candidates from ids and keys; None where nothing in the vocabulary goes by that name.
@@ -31,7 +36,7 @@ class TokenNames:
         self._vocabulary = vocabulary
         self._special = {i: name for name, i in vocabulary.specials.items()}
         self._special |= dict.fromkeys(vocabulary.end, END)
-        self.size = sum(kind is not Kind.NONE for kind in vocabulary.kinds)
+        self.size: int | None = sum(kind is not Kind.NONE for kind in vocabulary.kinds)
 
     def of_id(self, token: int, logprob: float) -> Candidate | None:
         """The token of that id; models have rows past their vocabulary, and those have no name."""

@@ -48,7 +48,7 @@ class SpeltNames:
     `size`, the number of tokens, is not known.
     """
 
-    size = None
+    size: int | None = None
 
     def of_id(self, token: int, logprob: float) -> Candidate | None:
         """Nothing: the upstream's own ids mean nothing here."""

@@ -22,7 +22,7 @@ VOCABULARY = vocabulary_of_words(
     *(b"<|en", b"d|>", b"<|"),  # spell the end
     *(b"\xc3", b"\xa9", "é".encode()),
     *(b"\xe6", b"\x9d", b"\xb1", b"\xe6\x9d", "東".encode(), b" \xe6", b"\xb1\xe6", b"\x9d\xb1"),
-    *(b"\xf0", b"\x9f", b"\x9a", b"\xa2", b"\xf0\x9f", b"\x9a\xa2", "🚢".encode(), b"a\xf0\x9f\x9a"),
+    *(b"\xf0", b"\x9f", b"\x9a", b"\xa2", b"\xf0\x9f", b"\x9a\xa2", "🚢".encode(), b"a\xf0\x9f"),
 )  # fmt: skip
 """Longest word first: what was generated as a, b, c is read again as abc."""
 
