@@ -182,6 +182,7 @@ class Adapter:
                 f"this model has {experts}",
                 param="steering.weights",
             )
+        model.check_bias(request.sampling.logit_bias)
         if request.sampling.max_tokens > self._limits.max_tokens:
             raise BadRequest(
                 f"max_tokens is {request.sampling.max_tokens}, allowed is up to "

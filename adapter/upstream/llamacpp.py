@@ -206,9 +206,10 @@ class LlamaCppRun:
             return ()
         positions: list[Position] = []
         for entry in _entries(logprobs_of(choice)):
-            if self._names.size is None and not _spelling(entry):
-                self._ended = not self.cut  # shown as nothing: END, if the server stops here
-                self.cut = True
+            if self._names.size is None and not _spelling(entry) and not self._ended:
+                self._ended = True  # shown as nothing: END, if the server stops here
+                continue
+            self.cut = self.cut or self._ended
             position = None if self.cut or self._count == self._n else _position(entry, self._names)
             if position is None:
                 self.cut = True
