@@ -72,6 +72,12 @@ class Model:
             raise BadRequest("the prompt is empty, and this model has no token to start from")
         return Prefix.of(sent)
 
+    def prompt_tokens(self, prompt: Prompt, prefix: Prefix) -> int:
+        """The prompt's length in the upstream's tokens; no fewer where nobody knows them."""
+        if isinstance(prefix.prompt, str) and self.vocabulary and not isinstance(prompt, tuple):
+            return len(encode(self._rendered(prompt), self.vocabulary))
+        return prefix.length
+
     def check_bias(self, logit_bias: Mapping[int, float]) -> None:
         """Raises BadRequest where ids are named and mean nothing."""
         if logit_bias and self.vocabulary is None:
