@@ -1,19 +1,17 @@
 """What can be sent as text: whole characters, and nothing that is read as a special token."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adapter.candidates import END, Candidate, Position
 from adapter.errors import BadRequest
 from adapter.prefix import Prefix, Segment, Special, pending
+from adapter.steering import Flags, Ints
 from tokenizer_maps.canonical import Encoder
 from tokenizer_maps.vocabulary import Vocabulary
-
-Flags = NDArray[np.bool_]
-Ints = NDArray[np.int64]
 
 
 class Spelling:
@@ -31,7 +29,10 @@ class Spelling:
         specials = vocabulary.specials if vocabulary is not None else ()
         self._specials = tuple(name.encode() for name in specials if name)
         self._tail = max(map(len, self._specials), default=1) - 1
+        names = b"|".join(map(re.escape, self._specials))
+        self._any = re.compile(names) if names else None
         self._free = lru_cache(64)(self._free_now)
+        self._behind_specials = lru_cache(64)(self._behind_specials_now)
 
     @property
     def knows(self) -> bool:
@@ -46,9 +47,12 @@ class Spelling:
         return _is_whole(unfinished + token.token) and not self.spells(before, token.token)
 
     def spells(self, before: bytes, token: bytes) -> bool:
-        """Whether a token completes the name of a special token."""
-        text = before[-self._tail :] + token if self._tail else token
-        return any(name in text for name in self._specials)
+        """Whether a token completes the name of a special token; those before it are read."""
+        tail = self._end(before)
+        text = tail + token
+        if self._any is None or not self._any.search(text):
+            return False
+        return any(text.find(n, max(0, len(tail) - len(n) + 1)) >= 0 for n in self._specials)
 
     def barred(self, prefix: Prefix, position: Position, ids: Ints) -> Flags:
         """Which entries may not come out: the position's candidates, then hidden tokens by id."""
@@ -70,17 +74,29 @@ class Spelling:
             left -= len(self._vocabulary.tokens[ids[-1]])
             ids = ids[:-1]
         start, whole = opening_of(prefix), prefix.text[: len(prefix.text) - len(prefix.open)]
-        return self.canonical(start + whole) != self.canonical(start) + ids
+        return self.canonical(start, whole) != self.canonical(start, b"") + ids
 
-    def canonical(self, text: bytes) -> tuple[int, ...]:
-        """The tokens the upstream reads in a text. Raises ValueError where they are not known."""
+    def canonical(self, start: bytes, text: bytes) -> tuple[int, ...]:
+        """The tokens the upstream reads in an opening and a text, behind the last special token.
+
+        Raises ValueError where they are not known.
+        """
         if self._encoder is None:
             raise ValueError("the tokens of an unknown vocabulary are not known")
-        return self._encoder.encode(text).ids
+        return self._encoder.encode(start[self._behind_specials(start) :] + text).ids
+
+    def _behind_specials_now(self, start: bytes) -> int:
+        """Where the special tokens of an opening end; generated text spells none."""
+        ends = (start.rfind(name) + len(name) for name in self._specials if name in start)
+        return max(ends, default=0)
+
+    def _end(self, before: bytes) -> bytes:
+        """As much of a text as the name of a special token may begin in."""
+        return before[-self._tail :] if self._tail else b""
 
     def _rests(self, before: bytes) -> Iterable[bytes]:
         """What would complete a special token whose name has begun."""
-        tail = before[-self._tail :] if self._tail else b""
+        tail = self._end(before)
         for name in self._specials:
             for cut in range(1, len(name)):
                 if tail.endswith(name[:cut]):
@@ -121,7 +137,7 @@ def opening_of(prefix: Prefix) -> bytes:
     return prefix.prompt.encode() if isinstance(prefix.prompt, str) else b""
 
 
-def check(text: str, vocabulary: Vocabulary | None, param: str = "prompt") -> None:
+def check_text(text: str, vocabulary: Vocabulary | None, param: str = "prompt") -> None:
     """Raises BadRequest for a user's text that a server would read a special token in.
 
     Servers parse special tokens in prompts of text; with an unknown vocabulary nobody can tell.
@@ -139,7 +155,7 @@ def check(text: str, vocabulary: Vocabulary | None, param: str = "prompt") -> No
 def opening(segments: Sequence[Segment], vocabulary: Vocabulary | None) -> str:
     """A rendered prompt as one text; only a template's special tokens are spelt in it.
 
-    Raises BadRequest as `check`.
+    Raises BadRequest as `check_text`.
     """
     words = []
     for segment in segments:
@@ -147,7 +163,7 @@ def opening(segments: Sequence[Segment], vocabulary: Vocabulary | None) -> str:
             words.append(segment.name)
         else:
             words.append(segment.decode())
-            check(words[-1], vocabulary)
+            check_text(words[-1], vocabulary)
     return "".join(words)
 
 

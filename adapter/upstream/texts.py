@@ -101,8 +101,9 @@ class _TextRun:
         self._spelling = spelling
         self._left = n
         self._missing = prefix.open
-        self._text = opening_of(prefix) + prefix.text[: len(prefix.text) - len(prefix.open)]
-        self._path = spelling.canonical(self._text) if spelling.knows else ()
+        self._start = opening_of(prefix)
+        self._text = prefix.text[: len(prefix.text) - len(prefix.open)]
+        self._path = self._own(self._text) if spelling.knows else ()
         self._open: list[Position] = []  # those since the last whole character
         self._first: int | None = None  # the positions of the first character
         # What it takes to come to the prefix is not wanted once more.
@@ -139,22 +140,17 @@ class _TextRun:
 
     def _one(self, position: Position) -> list[Position]:
         """The positions that are settled with this one."""
-        before = self._behind()
+        begun = b"".join(p.drafted.token for p in self._open if p.drafted is not None)
         self._open.append(position)
         drafted = position.drafted
         if drafted is None or drafted.id is None or drafted.special is not None:
             ends = drafted is not None and drafted.special == END and len(self._open) == 1
             return self._whole(self._text) if ends else self._masked()
-        text = before + drafted.token
+        before, character = self._start + self._text + begun, begun + drafted.token
         if self._spelling.allows(before, drafted):
-            return self._whole(text)
-        hopeless = not _may_be_whole(text[len(self._text) :])
-        hopeless = hopeless or self._spelling.spells(before, drafted.token)
+            return self._whole(self._text + character)
+        hopeless = not _may_be_whole(character) or self._spelling.spells(before, drafted.token)
         return self._masked() if hopeless or len(self._open) == LONGEST else []
-
-    def _behind(self) -> bytes:
-        tokens = (p.drafted.token for p in self._open if p.drafted is not None)
-        return self._text + b"".join(tokens)
 
     def _whole(self, text: bytes) -> list[Position]:
         """All positions up to here can be used: the text can be sent."""
@@ -162,9 +158,12 @@ class _TextRun:
         self._path += tuple(i for i in ids if i is not None)
         self._text = text
         settled = self._give(self._open)
-        drifted = self._spelling.knows and self._spelling.canonical(text) != self._path
+        drifted = self._spelling.knows and self._own(text) != self._path
         self.over = self._left <= 0 or drifted
         return settled
+
+    def _own(self, text: bytes) -> tuple[int, ...]:
+        return self._spelling.canonical(self._start, text)
 
     def _masked(self) -> list[Position]:
         """The first position of a character that the run does not finish, and no further."""

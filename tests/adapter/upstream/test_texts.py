@@ -187,6 +187,18 @@ async def test_a_name_of_a_special_token_is_not_completed():
     assert opening([b"a<|end|>"], None) == "a<|end|>"
 
 
+async def test_a_templates_own_special_token_bars_nothing_and_is_no_drift():
+    spelling = Spelling(VOCABULARY)
+    prefix = Prefix.of("ab<|end|>")
+    assert not spelling.spells(b"ab<|end|>", b"ab")
+    assert not spelling.barred(prefix, _position([]), np.arange(SIZE))[id_of(b"ab")]
+    assert spelling.canonical(b"ab<|end|>", b"ab") == (id_of(b"ab"),)
+    assert not spelling.drifted(prefix.extend(Candidate(b"ab", -1.0, id_of(b"ab"))))
+    a = prefix.extend(Candidate(b"a", -1.0, id_of(b"a")))
+    assert not spelling.drifted(a)
+    assert spelling.drifted(a.extend(Candidate(b"b", -1.0, id_of(b"b"))))
+
+
 async def test_what_may_come_out_inside_a_character_is_what_finishes_it():
     prefix = Prefix.of("ab").extend(Candidate(b"\xe6", -1.0, id_of(b"\xe6")))
     barred = Spelling(VOCABULARY).barred(prefix, _position([]), np.arange(SIZE))
