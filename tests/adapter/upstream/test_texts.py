@@ -45,7 +45,9 @@ def upstream(**changes):
 
 
 def prompts(count):
-    return [f"{'abcdefgh'[i % 8]}{'cafe'[i // 8 % 4]} {i // 32}東" for i in range(count)]
+    """The language model sees three tokens back, and no two prompts end alike."""
+    letters = "hbdeagcf"
+    return ["東 " + letters[i % 8] + letters[i // 8 % 8] + letters[i // 64] for i in range(count)]
 
 
 async def answer(inner, prompt, sampling, lookahead, **changes):
@@ -206,26 +208,73 @@ async def test_what_may_come_out_inside_a_character_is_what_finishes_it():
     assert free == {b"\x9d\xb1", b"\x9a\xa2"}
 
 
-async def test_equation_1_where_the_path_is_the_texts_own():
-    """Greedy, whole vocabulary, in float64: the best score of all tokens that can be sent."""
-    checked = 0
+class Twin:
+    """The rules once more, slow and obvious: one token at a time, each text read anew."""
+
+    def __init__(self, model, prompt):
+        self.model, self.text, self.open = model, prompt.encode(), ()
+        self.reader = SyntheticReader(VOCABULARY.encode(self.text), SIZE, strength=0.3)
+        self.generated = ()
+
+    def scores(self):
+        row = self.model.logprobs((*VOCABULARY.encode(self.text), *self.open))
+        return row + self.reader.delta(self.generated)
+
+    def able(self):
+        """The tokens that may come out."""
+        begun = VOCABULARY.decode(self.open)
+        found = {i for i in range(1, SIZE) if sendable(self.text, begun + VOCABULARY.tokens[i])}
+        found |= set() if begun else {0}
+        finished, at = self.finished(), len(self.open)
+        return found | set(finished[at : at + 1] if finished[:at] == self.open else ())
+
+    def finished(self):
+        """The tokens in which the upstream itself finishes the next character; () if it cannot."""
+        ids = ()
+        while len(ids) < 4:
+            best = int(self.model.logprobs((*VOCABULARY.encode(self.text), *ids)).argmax())
+            if best == 0:
+                return ()
+            ids = (*ids, best)
+            if sendable(self.text, VOCABULARY.decode(ids)):
+                return ids
+        return ()
+
+    def take(self, token):
+        self.generated, self.open = (*self.generated, token), (*self.open, token)
+        begun = VOCABULARY.decode(self.open)
+        if whole(begun):
+            self.text, self.open = self.text + begun, ()
+
+
+def sendable(text, token):
+    return whole(token) and b"<|end|>" not in text + token
+
+
+async def test_equation_1_over_all_that_can_be_sent():
+    """Greedy, whole vocabulary, float64: at every text, read anew where it has drifted."""
+    checked = Counter()
     for prompt in prompts(60):
         one = speaker(k=None)
         steps, _ = await answer(TextUpstream(one, VOCABULARY), prompt, SAMPLINGS["greedy"], 8)
-        start = VOCABULARY.encode(prompt.encode())
-        reader, generated, text = SyntheticReader(start, SIZE, strength=0.3), (), prompt.encode()
+        twin = Twin(one.model, prompt)
         for step in steps:
-            if "retokenised" in step.flags or pending(text):
-                break
-            scores = one.model.logprobs((*start, *generated)) + reader.delta(generated)
-            norm = np.logaddexp.reduce(scores)
-            assert step.logprob == pytest.approx(scores[id_of(step.token)] - norm, abs=1e-12)
-            able = [i for i in range(SIZE) if i == 0 or whole(VOCABULARY.tokens[i])]
-            if whole(step.token):
-                assert scores[id_of(step.token)] == scores[able].max()
-            generated, text = (*generated, id_of(step.token)), text + step.token
-            checked += 1
-    assert checked > 150
+            scores, able = twin.scores(), twin.able()
+            best = max(able, key=lambda i: (scores[i], -i))
+            logprob = scores[best] - np.logaddexp.reduce(scores)
+            assert step.token == VOCABULARY.tokens[best]
+            assert step.logprob == pytest.approx(logprob, abs=1e-12)
+            assert ("masked" in step.flags) == (len(able) < SIZE)
+            drifted = VOCABULARY.encode(twin.text) != (
+                *VOCABULARY.encode(prompt.encode()),
+                *twin.generated[: len(twin.generated) - len(twin.open)],
+            )
+            kind = "retokenised" if drifted else "inside" if twin.open else "plain"
+            assert ("retokenised" in step.flags) == drifted
+            checked[kind] += 1
+            twin.take(best)
+    assert min(checked.values()) > 30
+    assert len(checked) == 3
 
 
 async def test_certified_steps_are_those_of_the_whole_vocabulary():
