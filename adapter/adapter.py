@@ -14,7 +14,7 @@ from adapter.metrics import Metrics
 from adapter.model import Model, load_models, open_prefix_cache
 from adapter.prefix import Prefix
 from adapter.price import nanos
-from adapter.request import Request
+from adapter.request import Chat, Request
 from adapter.settings import LimitSettings, Settings, load_settings
 from adapter.upstream.lookups import Lookups
 from cache import Cache, CacheError, Total, Totals, open_totals
@@ -26,7 +26,7 @@ class Job:
     """A request that was found to be in order, rendered for every model that reads it.
 
     `contexts` is empty where no offset is needed; all choices share seed, budget and what the
-    upstream has shown.
+    upstream has shown. `prompt_tokens` are the upstream's; `rough`: no more than so many.
     """
 
     request: Request
@@ -39,11 +39,8 @@ class Job:
     budget: Budget
     upstream: Frozen
     lookups: Lookups
-
-    @property
-    def prompt_tokens(self) -> int:
-        """The prompt's length in upstream tokens."""
-        return len(self.prefix.prompt)
+    prompt_tokens: int
+    rough: bool
 
 
 class Adapter:
@@ -114,6 +111,8 @@ class Adapter:
             budget=self.budget(request.model) if budget is None else budget,
             upstream=Frozen(upstream),
             lookups=upstream.lookups,
+            prompt_tokens=model.prompt_tokens(request.prompt, prefix),
+            rough=model.vocabulary is None or isinstance(prefix.prompt, Chat),
         )
 
     async def run(self, job: Job, choice: int = 0) -> AsyncGenerator[Step | Ending, None]:
@@ -182,6 +181,7 @@ class Adapter:
                 f"this model has {experts}",
                 param="steering.weights",
             )
+        model.check_bias(request.sampling.logit_bias)
         if request.sampling.max_tokens > self._limits.max_tokens:
             raise BadRequest(
                 f"max_tokens is {request.sampling.max_tokens}, allowed is up to "

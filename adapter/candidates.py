@@ -80,12 +80,16 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What one upstream call returned: a run of positions; `source` is upstream or cache."""
+    """What one upstream call returned: a run of positions; `source` is upstream or cache.
+
+    `kept`: how many of them are what anybody gets who asks at their prefix; None: all.
+    """
 
     positions: tuple[Position, ...]
     finish_reason: str | None
     usage: Usage
     source: str = "upstream"
+    kept: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

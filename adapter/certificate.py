@@ -7,7 +7,7 @@ imputed tail is a guess and is never used here.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -42,6 +42,7 @@ class Tail:
 
     `whole` and `hideable` as for `steer`; `clamp`: the largest |offset| of any token in nats, ∞
     where the bridge has none; `margin`: what rounding may hide, in nats of an entry and in mass.
+    `lost`: the scores of candidates that were shown and may not come out, as good as hidden.
     """
 
     alpha: float
@@ -49,6 +50,7 @@ class Tail:
     hideable: Flags | None = None
     clamp: float = math.inf
     margin: float = 0.0
+    lost: Floats = field(default_factory=lambda: np.zeros(0))
 
     def mass(self, position: Position) -> float:
         """The most that is hidden."""
@@ -135,6 +137,8 @@ class _View:
     def greedy(self, best: float, own: bool) -> Certificate:
         """Against the best score shown; `own`: the scores shown are the upstream's own."""
         bound, ids = self.tail.bound(self.position), self._ids()
+        if self.tail.lost.max(initial=-math.inf) >= best:
+            return Certificate(False)
         if own and not self._up() and self.position.floor <= best:
             return Certificate(True)  # the upstream's own favourite
         if self._none(ids) or bound + self.tail.lift() + self._up() < best:
@@ -154,11 +158,14 @@ class _View:
         if temperature > 1.0:
             return Certificate(False)
         bound, ids = self.tail.bound(self.position), self._ids()
+        lost = log_sum(self.tail.lost / temperature)
         if self._none(ids):
-            return Certificate(True, 0.0)
+            share = _share(lost, shown) if len(self.tail.lost) else 0.0
+            return Certificate(share <= NEGLIGIBLE, share)
         count = self.tail.mass(self.position) / math.exp(bound)
         reach = self.tail.lift() + self._up()
-        share = _share(math.log(count) + (bound + reach) / temperature, shown)
+        loose = math.log(count) + (bound + reach) / temperature
+        share = _share(float(np.logaddexp(loose, lost)), shown)
         each = None if ids is None or share <= NEGLIGIBLE else self._reach(ids)
         if ids is None or each is None:
             known = None if math.isinf(reach) else share
@@ -168,7 +175,7 @@ class _View:
         weights = np.clip(count - np.arange(full), 0.0, 1.0)
         with np.errstate(divide="ignore"):
             most = log_sum((bound + top) / temperature + np.log(weights))
-        share = _share(most, shown)
+        share = _share(float(np.logaddexp(most, lost)), shown)
         if share <= NEGLIGIBLE:
             return Certificate(True, share)
         return Certificate(False, share, self._strongest(ids, each))

@@ -6,6 +6,7 @@ AdapterError
 ├── BadRequest               400, the client can mend it
 │   ├── UnsupportedParameter     a field that would change the output and is not supported
 │   ├── ContextTooLong           prompt and answer do not fit a model's context window
+│   ├── UpstreamCannotContinue   the upstream takes no beginning of an answer to go on from
 │   └── ModelNotFound            404
 ├── BudgetExceeded           429, a cap on upstream calls is reached
 │   └── MoneyExceeded            402, a cap on money is reached
@@ -73,6 +74,19 @@ class ContextTooLong(BadRequest):
     """The prompt and the tokens asked for do not fit a context window."""
 
     code = "context_length_exceeded"
+
+
+class UpstreamCannotContinue(BadRequest):
+    """The answer left what the upstream said by itself, and it takes no beginning to go on from."""
+
+    code = "upstream_cannot_continue"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this upstream cannot go on from the beginning of an answer: the answer is exact up to "
+            "and including the first token where steering departs from the upstream, and ends "
+            "there; what works is choice mode (steering.choices), or max_tokens: 1"
+        )
 
 
 class ModelNotFound(BadRequest):

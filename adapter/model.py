@@ -14,10 +14,10 @@ from adapter.decoding import Influence, Pace
 from adapter.errors import BadRequest, ContextTooLong, SettingsError
 from adapter.pair.pair import Pair
 from adapter.pair.reader import ANTIEXPERT, Reader
-from adapter.prefix import Prefix, Segment
+from adapter.prefix import Prefix, Segment, Special
 from adapter.price import Price
 from adapter.request import Chat, Message, Prompt
-from adapter.settings import ModelSettings, PairSettings, Settings, TemplateSettings
+from adapter.settings import UNKNOWN, ModelSettings, PairSettings, Settings, TemplateSettings
 from adapter.templates import PLAIN, compile_template, encode, plain, render, segments_of, split
 from adapter.upstream import Endpoint, Upstream, connect
 from adapter.upstream.cached import CachedUpstream
@@ -25,11 +25,14 @@ from adapter.upstream.dialects import connect_known
 from adapter.upstream.lexicon import Lexicon
 from adapter.upstream.probe import MOST_CALLS, probe
 from adapter.upstream.records import Record, load
+from adapter.upstream.spelling import Spelling, opening
+from adapter.upstream.unknown import Spellings
 from cache import Cache, CacheError, Keys, open_cache
 from tokenizer_maps.bridge import Bridge, Clamp, Context, IdentityBridge, make_bridge
 from tokenizer_maps.errors import TokenizerMapError, VocabularyError
 from tokenizer_maps.loading import load_vocabulary
 from tokenizer_maps.vocabulary import Kind, Vocabulary
+from tokenizer_maps.words import SpeltBridge, WordBridge
 
 _log = logging.getLogger(__name__)
 
@@ -48,11 +51,14 @@ class Templates:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """All parts behind one model name; `pace` is what its drafts have shown so far."""
+    """All parts behind one model name; `pace` is what its drafts have shown so far.
+
+    `vocabulary` is the upstream's, None where nobody knows it.
+    """
 
     settings: ModelSettings
     upstream: CachedUpstream
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary | None
     lexicon: Lexicon
     pair: Pair
     bridge: Bridge
@@ -60,11 +66,25 @@ class Model:
     pace: Pace
 
     def prefix(self, prompt: Prompt) -> Prefix:
-        """The prompt as the upstream reads it. Raises BadRequest."""
-        ids = self._ids(prompt)
-        if not ids:
+        """The prompt as the upstream is sent it. Raises BadRequest."""
+        sent = self._text(prompt) if self._sends_text else self._ids(prompt)
+        if not sent:
             raise BadRequest("the prompt is empty, and this model has no token to start from")
-        return Prefix.of(ids)
+        return Prefix.of(sent)
+
+    def prompt_tokens(self, prompt: Prompt, prefix: Prefix) -> int:
+        """The prompt's length in the upstream's tokens; no fewer where nobody knows them."""
+        if isinstance(prefix.prompt, str) and self.vocabulary and not isinstance(prompt, tuple):
+            return len(encode(self._rendered(prompt), self.vocabulary))
+        return prefix.length
+
+    def check_bias(self, logit_bias: Mapping[int, float]) -> None:
+        """Raises BadRequest where ids are named and mean nothing."""
+        if logit_bias and self.vocabulary is None:
+            raise BadRequest(
+                "logit_bias names tokens by their ids, and this model's tokenizer is unknown",
+                param="logit_bias",
+            )
 
     def contexts(self, prompt: Prompt, experts: Sequence[str]) -> dict[str, Context]:
         """The prompt as the named experts and the anti-expert read it. Raises BadRequest."""
@@ -108,7 +128,7 @@ class Model:
             alpha=alpha,
             reader=reader,
             lexicon=self.lexicon,
-            impute=self.settings.tail == "impute",
+            impute=self.settings.tail == "impute" and self.vocabulary is not None,
             expand=self.settings.expand,
             limit=math.inf if identity else self.settings.clamp.offset,
         )
@@ -122,18 +142,43 @@ class Model:
     def _cuts_context(self) -> bool:
         return self.settings.pair.context == "tail"
 
+    @property
+    def _sends_text(self) -> bool:
+        return self.upstream.capabilities.continues != "ids"
+
+    @property
+    def _words(self) -> Vocabulary:
+        if self.vocabulary is None:
+            raise RuntimeError("the upstream's vocabulary is unknown")
+        return self.vocabulary
+
+    def _text(self, prompt: Prompt) -> str:
+        """A prompt as one text; the server itself puts its first token in front."""
+        if isinstance(prompt, tuple):
+            raise BadRequest(
+                "this model's upstream takes prompts as text, not as token ids", param="prompt"
+            )
+        words = self.vocabulary
+        segments = self._rendered(prompt)
+        if words is not None and segments and isinstance(segments[0], Special):
+            first = words.specials.get(segments[0].name)
+            segments = segments[1:] if (first,) == words.start else segments
+        return opening(segments, words)
+
     def _ids(self, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, tuple):
-            return _checked(prompt, self.vocabulary)
+            return _checked(prompt, self._words)
+        return encode(self._rendered(prompt), self._words)
+
+    def _rendered(self, prompt: str | Chat) -> tuple[Segment, ...]:
         if isinstance(prompt, Chat):
-            segments = render(self._chat_template(), prompt.messages, self.vocabulary)
-        else:
-            segments = plain(prompt)
-        return encode(segments, self.vocabulary)
+            return render(self._chat_template(), prompt.messages, self.vocabulary)
+        return plain(prompt)
 
     def _chat_template(self) -> str:
         """The upstream's rendering of a chat. Raises BadRequest where there is none."""
-        source = self.templates.upstream or self.vocabulary.chat_template
+        own = None if self.vocabulary is None else self.vocabulary.chat_template
+        source = self.templates.upstream or own
         if source is None:
             raise BadRequest(
                 "this model has no chat template; use /v1/completions, or have the operator "
@@ -144,7 +189,8 @@ class Model:
 
     def _context(self, prompt: Prompt, template: str | None) -> Context:
         vocabulary = self.pair.vocabulary
-        same = vocabulary.fingerprint == self.vocabulary.fingerprint
+        known = self.vocabulary
+        same = known is not None and vocabulary.fingerprint == known.fingerprint
         if isinstance(prompt, tuple):
             if template is not None:
                 raise BadRequest(
@@ -164,7 +210,7 @@ class Model:
             if template is None:
                 return plain(prompt)
             return render(template, (Message("user", prompt),), self.pair.vocabulary)
-        return segments_of(prompt, self.vocabulary)
+        return segments_of(prompt, self._words)
 
     async def close(self) -> None:
         """Close the upstream's connections and end the pair's worker."""
@@ -199,15 +245,16 @@ def load_models(settings: Settings, cache: Cache | None = None) -> dict[str, Mod
     for name, model in settings.models.items():
         vocabulary = _vocabulary(name, model)
         upstream = CachedUpstream(_connect(name, settings, vocabulary), cache, keys)
+        spellings = Spellings()
         pair_key = model.pair.model_dump_json()
         pair = pairs[pair_key] = pairs.get(pair_key) or _load_pair(model.pair)
         models[name] = Model(
             settings=model,
             upstream=upstream,
             vocabulary=vocabulary,
-            lexicon=Lexicon(vocabulary),
+            lexicon=_lexicon(upstream, vocabulary, spellings),
             pair=pair,
-            bridge=_bridge(name, settings, vocabulary, pair),
+            bridge=_bridge(name, settings, vocabulary, pair, spellings),
             templates=_templates(model.templates),
             pace=_pace(model),
         )
@@ -238,7 +285,9 @@ def _load_pair(pair: PairSettings) -> Pair:
     )
 
 
-def _vocabulary(name: str, model: ModelSettings) -> Vocabulary:
+def _vocabulary(name: str, model: ModelSettings) -> Vocabulary | None:
+    if model.upstream.tokenizer == UNKNOWN:
+        return None
     try:
         return load_vocabulary(model.upstream.tokenizer)
     except VocabularyError as error:
@@ -258,16 +307,23 @@ def endpoint_of(name: str, settings: Settings) -> Endpoint:
     )
 
 
-def _connect(name: str, settings: Settings, vocabulary: Vocabulary) -> Upstream:
+def _connect(name: str, settings: Settings, vocabulary: Vocabulary | None) -> Upstream:
     upstream, endpoint = settings.models[name].upstream, endpoint_of(name, settings)
-    k = upstream.top_logprobs
+    k, form = upstream.top_logprobs, upstream.prefix
     if upstream.api != "auto":
-        return connect(endpoint, api=upstream.api, vocabulary=vocabulary, top_logprobs=k)
+        form = form or ("text" if vocabulary is None else "ids")
+        return connect(endpoint, api=upstream.api, vocabulary=vocabulary, top_logprobs=k, form=form)
     record = _record(endpoint, settings.maps_directory.parent, vocabulary)
-    return connect_known(endpoint, record, vocabulary=vocabulary, top_logprobs=k)
+    return connect_known(endpoint, record, vocabulary=vocabulary, top_logprobs=k, form=form)
 
 
-def _record(endpoint: Endpoint, folder: Path, vocabulary: Vocabulary) -> Record:
+def _lexicon(upstream: Upstream, vocabulary: Vocabulary | None, spellings: Spellings) -> Lexicon:
+    as_ids = upstream.capabilities.continues == "ids"
+    spelling = None if as_ids else Spelling(vocabulary)
+    return Lexicon(vocabulary, spelling, spellings if vocabulary is None else None)
+
+
+def _record(endpoint: Endpoint, folder: Path, vocabulary: Vocabulary | None) -> Record:
     """What is remembered of an upstream, or what a probe finds out now. Raises UpstreamError."""
     known = load(folder, endpoint.base_url, endpoint.model)
     if known is not None:
@@ -283,10 +339,19 @@ def _record(endpoint: Endpoint, folder: Path, vocabulary: Vocabulary) -> Record:
     return found
 
 
-def _bridge(name: str, settings: Settings, vocabulary: Vocabulary, pair: Pair) -> Bridge:
+def _bridge(
+    name: str,
+    settings: Settings,
+    vocabulary: Vocabulary | None,
+    pair: Pair,
+    spellings: Spellings,
+) -> Bridge:
     model = settings.models[name]
     clamp = Clamp(model.clamp.offset, model.clamp.end)
     try:
+        if vocabulary is None:
+            words = WordBridge.open(pair.vocabulary, pair.end, settings.maps_directory, clamp)
+            return SpeltBridge(words, spellings)
         return make_bridge(
             model.bridge, vocabulary, pair.vocabulary, pair.end, settings.maps_directory, clamp
         )

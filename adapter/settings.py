@@ -27,6 +27,9 @@ from adapter.errors import SettingsError
 from cache import CacheError, is_shared
 
 _ENVIRONMENT = "ADAPTER_"
+UNKNOWN = "unknown"
+"""The tokenizer of an upstream that nobody knows."""
+
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _BYTES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -70,9 +73,11 @@ def _directory_or_name(value: str, info: ValidationInfo) -> str:
 
 
 def _tokenizer(value: str, info: ValidationInfo) -> str:
+    if value == UNKNOWN:
+        return value
     kind, _, name = value.partition(":")
     if kind not in ("hf", "tiktoken", "sentencepiece", "gguf") or not name:
-        raise ValueError("must be hf:PATH, tiktoken:NAME, sentencepiece:PATH or gguf:PATH")
+        raise ValueError("must be hf:PATH, tiktoken:NAME, sentencepiece:PATH, gguf:PATH or unknown")
     if kind == "tiktoken":
         return value
     path = _absolute(name, info)
@@ -147,17 +152,26 @@ class UpstreamSettings(Section):
     """The hosted model; `timeout` in seconds; `max_concurrency` bounds the calls under way.
 
     `api: auto` takes what `adapter probe` found out, and probes at the start where nothing is kept.
+    `prefix`: how the prompt and what was generated are sent; by default as ids, unless the probe
+    found that only text is taken. `tokenizer: unknown` sends text.
     """
 
     base_url: Annotated[str, AfterValidator(_url)]
     model: str = Field(min_length=1)
     api_key_env: VariableName = None
     api: Literal["auto", "completions", "llama.cpp"] = "completions"
+    prefix: Literal["ids", "text"] | None = None
     tokenizer: Annotated[str, AfterValidator(_tokenizer)]
     top_logprobs: int = Field(default=20, ge=1)
     price: PriceSettings | None = None
     timeout: float = Field(default=30.0, gt=0)
     max_concurrency: int = Field(default=64, ge=1)
+
+    @model_validator(mode="after")
+    def _sendable(self) -> Self:
+        if self.tokenizer == UNKNOWN and self.prefix == "ids":
+            raise ValueError("tokenizer: unknown has no ids to send; leave out prefix: ids")
+        return self
 
 
 class PairSettings(Section):
@@ -214,6 +228,12 @@ class ModelSettings(Section):
     tail: Literal["impute", "zero"] = "impute"
     expand: int = Field(default=0, ge=0, le=128)
     templates: TemplateSettings = TemplateSettings()
+
+    @model_validator(mode="after")
+    def _bridged(self) -> Self:
+        if self.upstream.tokenizer == UNKNOWN and self.bridge != "auto":
+            raise ValueError(f"bridge: {self.bridge} needs to know upstream.tokenizer")
+        return self
 
     @model_validator(mode="after")
     def _priced(self) -> Self:

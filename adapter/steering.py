@@ -162,6 +162,14 @@ def penalised(adapted: Adapted, sampling: Sampling, counts: Mapping[int, int]) -
     return scores
 
 
+def bar(adapted: Adapted, scores: Floats, barred: Flags | None) -> tuple[Floats, Floats]:
+    """Scores with what may not come out at −∞, and the scores that candidates have lost by it."""
+    if barred is None or not barred.any():
+        return scores, np.zeros(0)
+    shown = len(adapted.position.candidates)
+    return np.where(barred, -math.inf, scores), scores[:shown][barred[:shown]]
+
+
 def moved(sampling: Sampling, counts: Mapping[int, int]) -> set[int]:
     """The upstream ids whose scores logit_bias or penalties change."""
     penalties = sampling.presence_penalty or sampling.frequency_penalty

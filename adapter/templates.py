@@ -41,12 +41,15 @@ def compile_template(source: str) -> Template:
         raise SettingsError(f"a chat template cannot be read: {error}") from error
 
 
-def render(source: str, messages: Sequence[Message], vocabulary: Vocabulary) -> tuple[Segment, ...]:
+def render(
+    source: str, messages: Sequence[Message], vocabulary: Vocabulary | None
+) -> tuple[Segment, ...]:
     """Messages through a chat template, ready for the answer to follow.
 
-    Raises BadRequest where the template refuses these messages.
+    Without a vocabulary it is all one text. Raises BadRequest where the template refuses these
+    messages.
     """
-    specials = vocabulary.specials
+    specials: Mapping[str, int] = {} if vocabulary is None else vocabulary.specials
     text = "".join(m.role + m.content for m in messages)
     marks = "".join(m for m in _MARKS if m not in text and m not in source)[:2]
     if len(marks) < 2:
@@ -56,8 +59,8 @@ def render(source: str, messages: Sequence[Message], vocabulary: Vocabulary) -> 
         for m in messages
     ]
     names: dict[str, Any] = {
-        "bos_token": _name(vocabulary.start, specials),
-        "eos_token": _name(sorted(vocabulary.end), specials),
+        "bos_token": _name(vocabulary.start if vocabulary else (), specials),
+        "eos_token": _name(sorted(vocabulary.end) if vocabulary else (), specials),
     }
     try:
         rendered = compile_template(source).render(

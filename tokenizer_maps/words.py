@@ -1,6 +1,6 @@
 """Offsets where nobody knows the upstream's vocabulary: its tokens are taken to end as words do."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -9,7 +9,18 @@ import numpy as np
 
 from tokenizer_maps.fast import FastBridge
 from tokenizer_maps.map import open_map
-from tokenizer_maps.steps import Clamp, Context, Masses, Offsets, Plan, Reading, Sets
+from tokenizer_maps.steps import (
+    Clamp,
+    Context,
+    Masses,
+    Offsets,
+    Plan,
+    Reading,
+    Rows,
+    Sets,
+    Survey,
+    Whole,
+)
 from tokenizer_maps.sums import Sums
 from tokenizer_maps.vocabulary import Vocabulary
 
@@ -97,6 +108,47 @@ class WordBridge:
             return [t for t in ids if ends_word(tokens[t], len(text))]
 
         return lru_cache(1 << 12)(ending)
+
+
+@dataclass(frozen=True, eq=False)
+class SpeltBridge:
+    """A WordBridge as a Bridge, for tokens by ids of our own: ``spellings`` has their bytes.
+
+    An id has to be among them before it is asked about. There is no survey of hidden tokens.
+    """
+
+    words: WordBridge
+    spellings: Mapping[int, bytes]
+
+    def plan(self, context: Context) -> Plan:
+        text = b"".join([self.spellings[i] for i in context.generated])
+        return self.words.plan(Context(context.fixed, context.prompt + text, ()))
+
+    def sets(
+        self, plan: Plan, candidates: Sequence[int], chances: Sequence[float] | None = None
+    ) -> Sets:
+        return self.words.sets(plan, [self.spellings.get(i) for i in candidates], chances)
+
+    def deeper(self, plan: Plan, sets: Sets, masses: Sequence[Masses]) -> Plan | None:
+        return self.words.deeper(plan, sets, masses)
+
+    def reading(self, plan: Plan, sets: Sets, masses: Masses) -> Reading:
+        return self.words.reading(plan, sets, masses)
+
+    def offsets(self, expert: Reading, antiexpert: Reading) -> Offsets:
+        return self.words.offsets(expert, antiexpert)
+
+    def surveyed(self, plan: Plan) -> tuple[int, ...]:
+        raise RuntimeError(_NO_SURVEY)
+
+    def survey(self, plan: Plan, rows: Rows) -> Survey:
+        raise RuntimeError(_NO_SURVEY)
+
+    def whole(self, expert: Survey, antiexpert: Survey) -> Whole:
+        raise RuntimeError(_NO_SURVEY)
+
+
+_NO_SURVEY = "the hidden tokens of an unknown vocabulary cannot be surveyed"
 
 
 def ends_word(token: bytes, at: int) -> bool:

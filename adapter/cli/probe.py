@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adapter.errors import SettingsError
+from adapter.settings import UNKNOWN
 
 if TYPE_CHECKING:  # loaded when used, so that --help is quick
     from adapter.upstream import Endpoint
@@ -23,6 +24,11 @@ class Target:
 
     endpoint: "Endpoint"
     tokenizer: str | None
+
+    @property
+    def named(self) -> str | None:
+        """The tokenizer, None where nobody knows it."""
+        return None if self.tokenizer == UNKNOWN else self.tokenizer
 
 
 def probe(
@@ -113,7 +119,9 @@ def _probed(target: Target) -> "Record":
 
     with Console(stderr=True).status("asking"):
         try:
-            words = None if target.tokenizer is None else load_vocabulary(target.tokenizer)
+            words = (
+                None if target.tokenizer in (None, UNKNOWN) else load_vocabulary(target.tokenizer)
+            )
         except VocabularyError as error:
             raise SettingsError(f"tokenizer: {error}") from error
         return asyncio.run(probe(target.endpoint, Budget(MOST_CALLS), words))

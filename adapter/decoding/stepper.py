@@ -12,12 +12,13 @@ from adapter.certificate import Certificate, Tail, certify, expanded
 from adapter.decoding.acceptance import accept
 from adapter.decoding.frozen import Frozen
 from adapter.decoding.generation import Generation
-from adapter.errors import BadRequest, BudgetExceeded
+from adapter.errors import BadRequest, BudgetExceeded, UpstreamMalformed
 from adapter.pair.reader import Place
 from adapter.prefix import Prefix
 from adapter.steering import (
     Adapted,
     Floats,
+    bar,
     draw,
     filtered,
     hidden_wishes,
@@ -26,6 +27,7 @@ from adapter.steering import (
     penalised,
     steer,
 )
+from adapter.upstream.lexicon import Lexicon
 from tokenizer_maps.bridge import Offsets
 from tokenizer_maps.steps import Whole
 
@@ -57,17 +59,21 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """The adapted distribution of a position, and what can be said of the hidden tail."""
+    """The adapted distribution of a position, and what can be said of the hidden tail.
+
+    `masked`: candidates were shown that may not come out.
+    """
 
     adapted: Adapted
     offsets: Offsets
     scores: Floats
     certificate: Certificate
+    masked: bool
 
 
-def place(generated: tuple[int, ...], position: Position) -> Place:
+def place(generated: tuple[int, ...], position: Position, lexicon: Lexicon) -> Place:
     """A position as the pair is asked about it."""
-    ids = tuple(-1 if c.id is None else c.id for c in position.candidates)
+    ids = lexicon.ids(position)
     return Place(generated, ids, tuple(math.exp(c.logprob) for c in position.candidates))
 
 
@@ -103,7 +109,7 @@ class Stepper:
         token = view.adapted.candidate(entry, influence.lexicon.of_id)
         if token is None:
             raise RuntimeError("an entry without a name was drawn")
-        return Taken(replace(self._step(view, entry, token), status=status), token, usage)
+        return Taken(replace(self._step(view, entry, token, where), status=status), token, usage)
 
     async def _whole(self, position: Position, where: Where) -> Whole | None:
         """The pair's view of what is hidden, where that moves anything."""
@@ -120,10 +126,11 @@ class Stepper:
         hideable = influence.lexicon.hideable
         adapted = steer(position, offsets.delta, influence.alpha, whole, hideable)
         scores = penalised(adapted, sampling, where.counts)
+        scores, lost = bar(adapted, scores, influence.lexicon.barred(where.prefix, adapted))
         margin = self._upstream.capabilities.margin * len(position.candidates)
-        tail = Tail(influence.alpha, whole, hideable, influence.limit, margin)
+        tail = Tail(influence.alpha, whole, hideable, influence.limit, margin, lost)
         certificate = certify(adapted, scores, sampling, where.counts, tail)
-        return _View(adapted, offsets, scores, certificate)
+        return _View(adapted, offsets, scores, certificate, masked=bool(len(lost)))
 
     async def _expanded(
         self, view: "_View", contenders: Sequence[int], where: Where
@@ -137,7 +144,8 @@ class Stepper:
         position = expanded(position, exact, self._generation.influence.lexicon.of_id)
         if reader is None:
             return position, nothing(position), usage
-        return position, (await reader.offsets([place(where.prefix.generated, position)]))[0], usage
+        here = place(where.prefix.generated, position, self._generation.influence.lexicon)
+        return position, (await reader.offsets([here]))[0], usage
 
     def _check_wishes(self, position: Position, where: Where) -> None:
         wishes = hidden_wishes(position, self._generation.sampling.logit_bias)
@@ -157,6 +165,11 @@ class Stepper:
                 return self._accepted(adapted, filtered(adapted, scores, sampling))
             return draw(adapted, scores, sampling, self._noise(adapted, where))
         except ValueError as error:
+            if view.masked:
+                raise UpstreamMalformed(
+                    f"at step {where.at} all that the upstream shows are parts of characters, and "
+                    "it can only be sent whole ones: have it show more (top_logprobs)"
+                ) from error
             raise BadRequest(
                 f"logit_bias forbids every candidate at step {where.at}", param="logit_bias"
             ) from error
@@ -175,7 +188,7 @@ class Stepper:
         target = np.exp(scores - log_sum(scores))
         return accept(target, source, position.hidden, _drafted(adapted), self._random)
 
-    def _step(self, view: "_View", entry: int, token: Candidate) -> Step:
+    def _step(self, view: "_View", entry: int, token: Candidate, where: Where) -> Step:
         adapted = view.adapted
         imputed = adapted.imputed(entry)
         return Step(
@@ -185,18 +198,21 @@ class Stepper:
             offset=float(adapted.offsets[entry]),
             rank=None if imputed else entry,
             status="certified",
-            flags=frozenset(self._flags(view.offsets, entry, imputed)),
+            flags=frozenset(self._flags(view, entry, where.prefix)),
             source="upstream",
             special=token.special,
             shown=self._alternatives(adapted),
         )
 
-    def _flags(self, offsets: Offsets, entry: int, imputed: bool) -> Iterator[str]:
-        reader = self._generation.influence.reader
-        if imputed:
+    def _flags(self, view: "_View", entry: int, prefix: Prefix) -> Iterator[str]:
+        reader, lexicon = self._generation.influence.reader, self._generation.influence.lexicon
+        if view.adapted.imputed(entry):
             yield "imputed"
         else:
-            yield from (name for name in _FLAGS if getattr(offsets, name)[entry])
+            yield from (name for name in _FLAGS if getattr(view.offsets, name)[entry])
+        if view.masked:
+            yield "masked"
+        yield from lexicon.flags(prefix)
         if reader is not None and reader.context_cut:
             yield "context_cut"
 

@@ -128,9 +128,11 @@ class Walk:
         return self._generation.sampling.max_tokens - self.length
 
     def _ask(self) -> Ask:
-        stride = self._generation.stride
-        n = stride.length(len(self._prefix.ids), self._left)
-        streamed = stride.streams and n > 1 and self._upstream.capabilities.streams
+        stride, capabilities = self._generation.stride, self._upstream.capabilities
+        # What cannot be gone on with is asked for at once.
+        once = capabilities.continues == "none"
+        n = self._left if once else stride.length(self._prefix.length, self._left)
+        streamed = stride.streams and n > 1 and capabilities.streams
         return Ask(n, sampled=self._rejects, streamed=streamed)
 
     async def _beside_reading(self, pieces: AsyncGenerator[Draft, None]) -> Draft:
@@ -147,9 +149,9 @@ class Walk:
         return first.result()
 
     def _places(self, positions: Sequence[Position]) -> Iterator[Place]:
-        generated = self._prefix.generated
+        generated, lexicon = self._prefix.generated, self._generation.influence.lexicon
         for position in positions:
-            yield place(generated, position)
+            yield place(generated, position, lexicon)
             drafted = position.drafted
             if drafted is None or drafted.id is None:
                 return

@@ -95,7 +95,8 @@ class GenerationRoutes:
         view = View(asked.logprobs, asked.trace, jobs[0].alpha)
         envelope = Envelope(dialect, request_id, int(time.time()), asked.model)
         lookups = tuple(job.lookups for job in jobs)
-        tally = Tally(sum(job.prompt_tokens for job in jobs), budget.bill)
+        tokens, rough = sum(job.prompt_tokens for job in jobs), any(job.rough for job in jobs)
+        tally = Tally(tokens, rough, budget.bill)
         parts = generate(self.adapter, jobs)
         if asked.stream:
             first = await anext(parts)

@@ -35,9 +35,13 @@ class Part:
 
 @dataclass(slots=True)
 class Tally:
-    """What all parts of one answer add up to; `bill` is what the upstream was paid for them."""
+    """What all parts of one answer add up to; `bill` is what the upstream was paid for them.
+
+    `rough`: the prompt may have had fewer tokens, as the upstream's tokenizer is unknown.
+    """
 
     prompt_tokens: int
+    rough: bool = False
     bill: Bill = field(default_factory=Bill)
     completion_tokens: int = 0
     upstream: Usage = field(default_factory=Usage)

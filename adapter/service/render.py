@@ -71,6 +71,7 @@ def usage(tally: Tally) -> Json:
         "prompt_tokens": tally.prompt_tokens,
         "completion_tokens": tally.completion_tokens,
         "total_tokens": tally.prompt_tokens + tally.completion_tokens,
+        **({"estimated": True} if tally.rough else {}),
         "upstream": {
             "calls": upstream.calls,
             "prompt_tokens": upstream.prompt_tokens,

@@ -83,7 +83,7 @@ class CachedUpstream:
             if payload is not None:
                 return load_run(payload)
             fresh = await self._inner.draft(prefix, n, budget, sampled)
-            await self._store(prefix, fresh)
+            await self._store(prefix, _kept(fresh))
             return fresh
 
         draft, mine = await self._shared(self._drafting, key, fetch)
@@ -113,8 +113,9 @@ class CachedUpstream:
         try:
             async with aclosing(self._inner.stream(prefix, n, budget, sampled)) as pieces:
                 async for piece in pieces:
-                    positions += piece.positions
-                    finish = piece.finish_reason
+                    part = _kept(piece)
+                    positions += part.positions
+                    finish = part.finish_reason
                     yield piece
         finally:
             if positions or finish is not None:
@@ -200,3 +201,10 @@ class CachedUpstream:
         else:
             self._rests[prefix.digest] = replace(run, positions=tail)
         return Draft(head, None, run.usage, run.source)
+
+
+def _kept(run: Draft) -> Draft:
+    """What of a run may be given to others."""
+    if run.kept is None or run.kept >= len(run.positions):
+        return run
+    return replace(run, positions=run.positions[: run.kept], finish_reason=None)

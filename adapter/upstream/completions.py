@@ -8,11 +8,12 @@ from typing import Any
 
 from adapter.candidates import END, Candidate, Draft, Position, Usage, make_position
 from adapter.errors import UpstreamMalformed
-from adapter.prefix import Prefix
+from adapter.prefix import Prefix, prompt_length
 from adapter.upstream.answers import finish_of, logprobs_of, nats, only_choice, usable, usage_of
 from adapter.upstream.capabilities import COMPLETIONS
+from adapter.upstream.names import UNKNOWN, Names, names_of
 from adapter.upstream.pieces import pieces
-from adapter.upstream.tokens import WRONG_TOKENIZER, TokenNames, is_id
+from adapter.upstream.tokens import NOT_SPELT, WRONG_TOKENIZER, is_id
 from adapter.upstream.transport import Endpoint, Transport
 from adapter.upstream.upstream import Allowance
 from tokenizer_maps.vocabulary import Vocabulary
@@ -51,44 +52,64 @@ class NamedByText(UpstreamMalformed):
 
 
 class CompletionsUpstream:
-    """A hosted model behind /v1/completions that takes ids and returns top-k log-probabilities."""
+    """A hosted model behind /v1/completions that takes ids and returns top-k log-probabilities.
 
-    def __init__(self, endpoint: Endpoint, vocabulary: Vocabulary, top_logprobs: int) -> None:
+    `run` and `run_stream` take a text as well: see `PromptSpeaker`. Without a vocabulary tokens are
+    named by their text.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, vocabulary: Vocabulary | None, top_logprobs: int
+    ) -> None:
         self._transport = Transport(endpoint)
-        self._names = TokenNames(vocabulary)
+        self._names = names_of(vocabulary)
         self._k = top_logprobs
+        self._own = {} if vocabulary is not None else {"return_tokens_as_token_ids": False}
         self.capabilities = COMPLETIONS
-        where = (endpoint.base_url, endpoint.model, vocabulary.fingerprint)
+        words = UNKNOWN if vocabulary is None else vocabulary.fingerprint
+        where = (endpoint.base_url, endpoint.model, words)
         self.identity: tuple[str, ...] = ("completions", *where, str(top_logprobs))
 
     async def draft(
         self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
     ) -> Draft:
         """A run of up to n positions; a greedy one where samples turn out to be of no use."""
-        answer = await self._transport.complete(prefix.ids, self._fields(n, sampled), budget)
+        return await self.run(prefix.ids, n, budget, sampled)
+
+    def stream(
+        self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
+    ) -> AsyncGenerator[Draft, None]:
+        """The same run, a piece for each event."""
+        return self.run_stream(prefix.ids, n, budget, sampled)
+
+    async def run(
+        self, prompt: Sequence[int] | str, n: int, budget: Allowance, sampled: bool = False
+    ) -> Draft:
+        """The run behind a prompt."""
+        answer = await self._transport.complete(prompt, self._fields(n, sampled), budget)
         usage = usage_of(answer.body, answer.calls)
         try:
             positions, finish = read_run(answer.body, self._names, self._k, n, sampled)
         except NamedByText:
             self._sample_no_more()
-            greedy = await self.draft(prefix, n, budget)
+            greedy = await self.run(prompt, n, budget)
             return replace(greedy, usage=usage + greedy.usage)
         return Draft(positions, finish, usage)
 
-    async def stream(
-        self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
+    async def run_stream(
+        self, prompt: Sequence[int] | str, n: int, budget: Allowance, sampled: bool = False
     ) -> AsyncGenerator[Draft, None]:
-        """The same run, a piece for each event."""
-        events = self._transport.stream(prefix.ids, self._fields(n, sampled), budget)
+        """The run behind a prompt in pieces."""
+        events = self._transport.stream(prompt, self._fields(n, sampled), budget)
         run = CompletionsRun(self._names, self._k, n, sampled)
         try:
-            async with aclosing(pieces(events, run, len(prefix.ids))) as found:
+            async with aclosing(pieces(events, run, prompt_length(prompt))) as found:
                 async for piece in found:
                     yield piece
         except NamedByText:
             self._sample_no_more()
-            yield Draft((), None, Usage(calls=1, prompt_tokens=len(prefix.ids)))
-            async with aclosing(self.stream(prefix, n, budget)) as found:
+            yield Draft((), None, Usage(calls=1, prompt_tokens=prompt_length(prompt)))
+            async with aclosing(self.run_stream(prompt, n, budget)) as found:
                 async for piece in found:
                     yield piece
 
@@ -116,11 +137,12 @@ class CompletionsUpstream:
         self.capabilities = replace(self.capabilities, rejection=False)
 
     def _fields(self, n: int, sampled: bool) -> dict[str, Any]:
-        return (_SAMPLED if sampled else _PLAIN) | {"max_tokens": n, "logprobs": self._k}
+        fields = (_SAMPLED if sampled else _PLAIN) | self._own
+        return fields | {"max_tokens": n, "logprobs": self._k}
 
 
 def read_run(
-    body: Mapping[str, Any], names: TokenNames, k: int, n: int, sampled: bool = False
+    body: Mapping[str, Any], names: Names, k: int, n: int, sampled: bool = False
 ) -> tuple[tuple[Position, ...], str | None]:
     """Up to n positions of an answer to `logprobs: k`, and why the run ended.
 
@@ -141,7 +163,7 @@ def read_scores(body: Mapping[str, Any], ids: Sequence[int]) -> dict[int, float]
 class CompletionsRun:
     """Reads a run from a whole answer or from the chunks of one."""
 
-    def __init__(self, names: TokenNames, k: int, n: int, sampled: bool) -> None:
+    def __init__(self, names: Names, k: int, n: int, sampled: bool) -> None:
         self.cut = False
         self._names = names
         self._k = k
@@ -172,7 +194,7 @@ class CompletionsRun:
             return None
         if not self._drafted and (self._finish != "stop" or self._text):
             raise UpstreamMalformed("the upstream's answer has no token")
-        _check_text(self._text, self._drafted)
+        _check_text(self._text, self._drafted, exact=self._names.size is None)
         return self._finish
 
     def _over(self) -> bool:
@@ -186,6 +208,8 @@ class CompletionsRun:
             raise NamedByText
         listed = _top({name: nats(value) for name, value in shown.items()}, key, self._k)
         found = [self._names.of_key(name, value) for name, value in listed.items()]
+        if self._names.size is None and len(listed) < self._k:
+            found.append(None)  # tokens that are printed alike have become one
         return make_position(found, usable(self._names.of_key(key, logprob)), self._names.size)
 
 
@@ -220,9 +244,14 @@ def _top(listed: Mapping[str, float], key: str, k: int) -> Mapping[str, float]:
     return {name: listed[name] for name in ranked[:k]}
 
 
-def _check_text(text: str, drafted: list[Candidate | None]) -> None:
-    """Ids name no bytes, so the text has to agree with what the vocabulary makes of them."""
+def _check_text(text: str, drafted: list[Candidate | None], exact: bool) -> None:
+    """Ids name no bytes, so the text has to agree with what the vocabulary makes of them.
+
+    `exact`: tokens are known by what is printed of them alone, so each space counts.
+    """
     expected = _spelling(drafted)
+    if exact and expected and text.lstrip() != expected.lstrip():
+        raise UpstreamMalformed(NOT_SPELT)
     # Some servers tidy spaces; a prompt cut inside a character is repeated before the text.
     if text and not _bare(text).endswith(_bare(expected)):
         raise UpstreamMalformed(WRONG_TOKENIZER)

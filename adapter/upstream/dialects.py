@@ -1,44 +1,63 @@
 """Which dialect is spoken with an endpoint."""
 
+from dataclasses import replace
 from typing import Literal
 
 from adapter.upstream.completions import CompletionsUpstream
 from adapter.upstream.llamacpp import LlamaCppUpstream
 from adapter.upstream.records import Record
+from adapter.upstream.speaker import PromptSpeaker
+from adapter.upstream.texts import TextUpstream
 from adapter.upstream.transport import Endpoint
 from adapter.upstream.upstream import Upstream
 from tokenizer_maps.vocabulary import Vocabulary
 
 Api = Literal["completions", "llama.cpp"]
 
+Form = Literal["ids", "text"]
+"""How a prefix is sent. An unknown vocabulary has no ids to send."""
+
 
 def connect(
-    endpoint: Endpoint, *, api: Api, vocabulary: Vocabulary, top_logprobs: int = 20
+    endpoint: Endpoint,
+    *,
+    api: Api,
+    vocabulary: Vocabulary | None,
+    top_logprobs: int = 20,
+    form: Form = "ids",
 ) -> Upstream:
     """The hosted model at an endpoint, asked for `top_logprobs` candidates a position.
 
     Nothing is sent yet. Raises SettingsError where the vocabulary cannot serve the dialect.
     """
-    return _speaker(endpoint, api, vocabulary, top_logprobs)
+    return _connected(endpoint, api, vocabulary, top_logprobs, form)
 
 
 def connect_known(
-    endpoint: Endpoint, record: Record, *, vocabulary: Vocabulary, top_logprobs: int = 20
+    endpoint: Endpoint,
+    record: Record,
+    *,
+    vocabulary: Vocabulary | None,
+    top_logprobs: int = 20,
+    form: Form | None = None,
 ) -> Upstream:
     """The hosted model in the dialect of its record, asked for no more than that grants.
 
-    Raises UpstreamMalformed with the reason where it cannot be steered, SettingsError as `connect`.
+    Prefixes go as ids where the record says so; `form` decides otherwise. Raises UpstreamMalformed
+    with the reason where it cannot be steered, SettingsError as `connect`.
     """
-    k = record.granted(top_logprobs)
-    upstream = _speaker(endpoint, record.usable(), vocabulary, k)
-    upstream.capabilities = record.narrow(upstream.capabilities)
+    k, taken = record.granted(top_logprobs), record.value("continues")
+    if form is None:
+        form = "text" if vocabulary is None or taken == "text" else "ids"
+    upstream = _connected(endpoint, record.usable(), vocabulary, k, form)
+    upstream.capabilities = replace(record.narrow(upstream.capabilities), continues=form)
     return upstream
 
 
-def _speaker(
-    endpoint: Endpoint, api: Api, vocabulary: Vocabulary, top_logprobs: int
-) -> CompletionsUpstream | LlamaCppUpstream:
-    k = min(top_logprobs, len(vocabulary.tokens))
-    if api == "llama.cpp":
-        return LlamaCppUpstream(endpoint, vocabulary, k)
-    return CompletionsUpstream(endpoint, vocabulary, k)
+def _connected(
+    endpoint: Endpoint, api: Api, vocabulary: Vocabulary | None, top_logprobs: int, form: Form
+) -> CompletionsUpstream | LlamaCppUpstream | TextUpstream:
+    k = top_logprobs if vocabulary is None else min(top_logprobs, len(vocabulary.tokens))
+    dialect = LlamaCppUpstream if api == "llama.cpp" else CompletionsUpstream
+    asked = dialect(endpoint, vocabulary, k)
+    return asked if form == "ids" else TextUpstream(PromptSpeaker(asked), vocabulary)

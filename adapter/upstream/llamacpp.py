@@ -3,15 +3,17 @@
 import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from adapter.candidates import Candidate, Draft, Position, Usage, make_position
 from adapter.errors import SettingsError, UpstreamMalformed
-from adapter.prefix import Prefix
+from adapter.prefix import Prefix, prompt_length
 from adapter.upstream.answers import finish_of, logprobs_of, nats, only_choice, usable, usage_of
 from adapter.upstream.capabilities import LLAMACPP
+from adapter.upstream.names import UNKNOWN, Names, names_of
 from adapter.upstream.pieces import pieces
-from adapter.upstream.tokens import WRONG_TOKENIZER, TokenNames
+from adapter.upstream.tokens import WRONG_TOKENIZER
 from adapter.upstream.transport import Endpoint, Transport
 from adapter.upstream.upstream import Allowance
 from tokenizer_maps.vocabulary import Vocabulary
@@ -40,6 +42,8 @@ _PLAIN = {
     "stream": False,
 }
 _FORCE = 100
+_A = "a"
+"""A text that the server itself makes the token to force of."""
 
 
 class LlamaCppUpstream:
@@ -47,16 +51,22 @@ class LlamaCppUpstream:
 
     The server shows nothing for a token that ends inside a character. So a single position is
     asked for with another token forced: the log-probabilities shown are those before the bias.
+    `run` and `run_stream` take a text as well: see `PromptSpeaker`. Without a vocabulary tokens are
+    named by their bytes, and END is hidden: all tokens that end a text are shown as nothing.
     """
 
-    capabilities = LLAMACPP
-
-    def __init__(self, endpoint: Endpoint, vocabulary: Vocabulary, top_logprobs: int) -> None:
+    def __init__(
+        self, endpoint: Endpoint, vocabulary: Vocabulary | None, top_logprobs: int
+    ) -> None:
         self._transport = Transport(endpoint)
-        self._names = TokenNames(vocabulary)
+        self._names = names_of(vocabulary)
         self._k = top_logprobs
-        self._forced = {"logit_bias": {str(_letter(vocabulary)): _FORCE}}
-        where = (endpoint.base_url, endpoint.model, vocabulary.fingerprint)
+        letter = _A if vocabulary is None else str(_letter(vocabulary))
+        self._forced = {"logit_bias": {letter: _FORCE}}
+        known = vocabulary is not None
+        self.capabilities = LLAMACPP if known else replace(LLAMACPP, end_visible=False)
+        words = UNKNOWN if vocabulary is None else vocabulary.fingerprint
+        where = (endpoint.base_url, endpoint.model, words)
         self.identity: tuple[str, ...] = ("llama.cpp", *where, str(top_logprobs))
 
     async def draft(
@@ -66,32 +76,45 @@ class LlamaCppUpstream:
 
         A run whose first position is lost costs a second call, for that position alone.
         """
-        _refuse(sampled)
-        if n == 1:
-            return await self._single(prefix, budget)
-        run = await self._run(prefix, n, budget)
-        if run.positions:
-            return run
-        single = await self._single(prefix, budget)
-        return Draft(single.positions, None, run.usage + single.usage)
+        return await self.run(prefix.ids, n, budget, sampled)
 
-    async def stream(
+    def stream(
         self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
     ) -> AsyncGenerator[Draft, None]:
         """The same run, a piece for each event."""
+        return self.run_stream(prefix.ids, n, budget, sampled)
+
+    async def run(
+        self, prompt: Sequence[int] | str, n: int, budget: Allowance, sampled: bool = False
+    ) -> Draft:
+        """The run behind a prompt."""
+        _refuse(sampled)
+        if n == 1:
+            return await self._single(prompt, budget)
+        run = await self._run(prompt, n, budget)
+        if run.positions or run.finish_reason is not None:
+            return run
+        single = await self._single(prompt, budget)
+        return Draft(single.positions, None, run.usage + single.usage)
+
+    async def run_stream(
+        self, prompt: Sequence[int] | str, n: int, budget: Allowance, sampled: bool = False
+    ) -> AsyncGenerator[Draft, None]:
+        """The run behind a prompt in pieces."""
         _refuse(sampled)
         found = False
         if n > 1:
             fields = _PLAIN | {"max_tokens": n, "logprobs": self._k}
-            events = self._transport.stream(prefix.ids, fields, budget)
-            async with aclosing(
-                pieces(events, LlamaCppRun(self._names, n), len(prefix.ids))
-            ) as run:
-                async for piece in run:
-                    found = found or bool(piece.positions)
+            events, run = (
+                self._transport.stream(prompt, fields, budget),
+                LlamaCppRun(self._names, n),
+            )
+            async with aclosing(pieces(events, run, prompt_length(prompt))) as those:
+                async for piece in those:
+                    found = found or bool(piece.positions) or piece.finish_reason is not None
                     yield piece
         if not found:
-            yield await self._single(prefix, budget)
+            yield await self._single(prompt, budget)
 
     async def score(
         self, prefix: Prefix, ids: Sequence[int], budget: Allowance
@@ -115,21 +138,21 @@ class LlamaCppUpstream:
         """Close all connections."""
         await self._transport.close()
 
-    async def _single(self, prefix: Prefix, budget: Allowance) -> Draft:
+    async def _single(self, prompt: Sequence[int] | str, budget: Allowance) -> Draft:
         fields = _PLAIN | self._forced | {"max_tokens": 1, "logprobs": self._k}
-        answer = await self._transport.complete(prefix.ids, fields, budget)
+        answer = await self._transport.complete(prompt, fields, budget)
         position = read_forced(answer.body, self._names)
         return Draft((position,), None, usage_of(answer.body, answer.calls))
 
-    async def _run(self, prefix: Prefix, n: int, budget: Allowance) -> Draft:
+    async def _run(self, prompt: Sequence[int] | str, n: int, budget: Allowance) -> Draft:
         fields = _PLAIN | {"max_tokens": n, "logprobs": self._k}
-        answer = await self._transport.complete(prefix.ids, fields, budget)
+        answer = await self._transport.complete(prompt, fields, budget)
         run, usage = LlamaCppRun(self._names, n), usage_of(answer.body, answer.calls)
         positions = run.read(only_choice(answer.body))
         return Draft(positions, run.finish(usage.completion_tokens), usage)
 
 
-def read_forced(body: Mapping[str, Any], names: TokenNames) -> Position:
+def read_forced(body: Mapping[str, Any], names: Names) -> Position:
     """The position behind the prompt, from an answer whose one token was forced.
 
     Raises UpstreamMalformed.
@@ -140,7 +163,7 @@ def read_forced(body: Mapping[str, Any], names: TokenNames) -> Position:
     return make_position(_candidates(entries[0], names), None, names.size)
 
 
-def read_run(body: Mapping[str, Any], names: TokenNames) -> tuple[Position, ...]:
+def read_run(body: Mapping[str, Any], names: Names) -> tuple[Position, ...]:
     """The positions up to the first one that the server did not show; maybe none.
 
     Raises UpstreamMalformed.
@@ -164,11 +187,12 @@ def read_score(body: Mapping[str, Any], token: int) -> dict[int, float]:
 class LlamaCppRun:
     """Reads a run from a whole answer or from the chunks of one, withheld until they are text."""
 
-    def __init__(self, names: TokenNames, n: int | None = None) -> None:
+    def __init__(self, names: Names, n: int | None = None) -> None:
         self.cut = False
         self._names = names
         self._n = n
         self._count = 0
+        self._ended = False
         self._finish: str | None = None
 
     def read(self, choice: Mapping[str, Any]) -> tuple[Position, ...]:
@@ -182,6 +206,10 @@ class LlamaCppRun:
             return ()
         positions: list[Position] = []
         for entry in _entries(logprobs_of(choice)):
+            if self._names.size is None and not _spelling(entry) and not self._ended:
+                self._ended = True  # shown as nothing: END, if the server stops here
+                continue
+            self.cut = self.cut or self._ended
             position = None if self.cut or self._count == self._n else _position(entry, self._names)
             if position is None:
                 self.cut = True
@@ -193,14 +221,16 @@ class LlamaCppRun:
 
     def finish(self, completion_tokens: int) -> str | None:
         """Why the server stopped, None where a position was lost."""
+        if self._ended and self._finish == "stop":
+            return self._finish
         whole = not self.cut and 0 < self._count == completion_tokens
         return self._finish if whole else None
 
 
-def _position(entry: Mapping[str, Any], names: TokenNames) -> Position | None:
+def _position(entry: Mapping[str, Any], names: Names) -> Position | None:
     """An entry's position, None where the server lost the ones before it."""
     candidates = _candidates(entry, names)
-    drafted = _named(entry, names)
+    drafted = _named(_own(entry), names)
     if drafted is None:
         raise UpstreamMalformed(WRONG_TOKENIZER)
     if drafted.special is None and _spelling(entry) != drafted.token:
@@ -222,7 +252,7 @@ def _entries(logprobs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     )
 
 
-def _candidates(entry: Mapping[str, Any], names: TokenNames) -> list[Candidate | None]:
+def _candidates(entry: Mapping[str, Any], names: Names) -> list[Candidate | None]:
     listed = entry.get("top_logprobs")
     if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
         raise UpstreamMalformed("the upstream gives no top_logprobs for a token")
@@ -233,11 +263,18 @@ def _candidates(entry: Mapping[str, Any], names: TokenNames) -> list[Candidate |
     return [candidate for _, candidate in found]
 
 
-def _named(entry: Mapping[str, Any], names: TokenNames) -> Candidate | None:
+def _named(entry: Mapping[str, Any], names: Names) -> Candidate | None:
     token = entry.get("id")
     if type(token) is not int:
         raise UpstreamMalformed("the upstream names a token without an id: is it llama.cpp?")
-    return names.of_id(token, nats(entry.get("logprob")))
+    return names.of_entry(entry)
+
+
+def _own(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An entry with the bytes of its token alone: it may spell those lost before it as well."""
+    listed = entry.get("top_logprobs")
+    same = (item for item in (listed or ()) if item.get("id") == entry.get("id"))
+    return {**entry, "bytes": next(same, entry).get("bytes")}
 
 
 def _spelling(entry: Mapping[str, Any]) -> bytes:

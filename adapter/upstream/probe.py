@@ -9,7 +9,7 @@ from typing import Any, Literal
 from adapter.errors import AdapterError, BudgetExceeded, SettingsError, UpstreamUnavailable
 from adapter.prefix import Prefix
 from adapter.upstream.asking import Asking, Prompt
-from adapter.upstream.dialects import connect
+from adapter.upstream.dialects import Form, connect
 from adapter.upstream.profiles import Profile, profile_of
 from adapter.upstream.records import UNTRIED, Finding, Record
 from adapter.upstream.refusals import refusal
@@ -375,8 +375,6 @@ class _Probe:
             return None, "its log-probabilities come with chat only, which is not spoken yet"
         if self._value("continues") is None:
             return None, "whether it takes prompts of ids could not be found out"
-        if self._value("continues") != "ids":
-            return None, "it takes prompts as text only, and so far prefixes go as ids"
         if self._base.shape == "content":
             named = self._value("named_by") == "ids"
             return ("llama.cpp", "") if named else (None, "it names tokens without their ids")
@@ -386,10 +384,14 @@ class _Probe:
 
     async def _tried(self, api: Literal["completions", "llama.cpp"], words: Vocabulary) -> str:
         """Why a first position cannot be had with the dialect itself; "" where it can."""
-        upstream = connect(self._asking.endpoint, api=api, vocabulary=words, top_logprobs=_K)
+        form: Form = "text" if self._value("continues") == "text" else "ids"
+        upstream = connect(
+            self._asking.endpoint, api=api, vocabulary=words, top_logprobs=_K, form=form
+        )
+        prompt = self._text if form == "text" else self._prompt_ids()
         counted = _Counted(self._asking)
         try:
-            await upstream.draft(Prefix.of(self._prompt_ids()), 2, counted)
+            await upstream.draft(Prefix.of(prompt), 2, counted)
         except BudgetExceeded:
             return ""
         except AdapterError as error:

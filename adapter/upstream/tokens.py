@@ -14,10 +14,15 @@ from tokenizer_maps.vocabulary import Kind, Vocabulary
 _ID_KEY = re.compile(r"token_id:(\d{1,9})")
 _BYTES_KEY = "bytes:"
 _ESCAPED = re.compile(r"""(?:[^\\\u0100-\U0010ffff]|\\(?:x[0-9a-fA-F]{2}|[\\'"abfnrtv]))*""")
-_REPLACED = "\ufffd"
+REPLACED = "\ufffd"
 
 WRONG_TOKENIZER = (
     "the configured tokenizer is not the upstream's: set `tokenizer` to the hosted model's own"
+)
+
+NOT_SPELT = (
+    "the upstream's tokens do not add up to its text, so they cannot be told by what is printed of "
+    "them: set `tokenizer` to the hosted model's own"
 )
 
 
@@ -31,7 +36,7 @@ class TokenNames:
         self._vocabulary = vocabulary
         self._special = {i: name for name, i in vocabulary.specials.items()}
         self._special |= dict.fromkeys(vocabulary.end, END)
-        self.size = sum(kind is not Kind.NONE for kind in vocabulary.kinds)
+        self.size: int | None = sum(kind is not Kind.NONE for kind in vocabulary.kinds)
 
     def of_id(self, token: int, logprob: float) -> Candidate | None:
         """The token of that id; models have rows past their vocabulary, and those have no name."""
@@ -53,10 +58,10 @@ class TokenNames:
             return self.of_id(int(by_id[1]), logprob)
         if key in self._vocabulary.specials:
             return self.of_id(self._vocabulary.specials[key], logprob)
-        if _REPLACED in key:
+        if REPLACED in key:
             token = self._replaced.get(key)
             return None if token is None else self.of_id(token, logprob)
-        return self._of_bytes(_spelling(key), logprob)
+        return self._of_bytes(spelling(key), logprob)
 
     def of_entry(self, entry: Mapping[str, Any], pending: bytes = b"") -> Candidate | None:
         """The token behind an entry of chat's `top_logprobs`: `token`, `logprob` and `bytes`.
@@ -70,7 +75,7 @@ class TokenNames:
             return self.of_id(entry["id"], logprob)
         if not isinstance(key, str):
             return None
-        spelt = _given(entry.get("bytes"))
+        spelt = given(entry.get("bytes"))
         if not spelt or _ID_KEY.fullmatch(key) or key in self._vocabulary.specials:
             return self.of_key(key, logprob)
         special = self._vocabulary.specials.get(spelt.decode("utf-8", "replace"))
@@ -92,7 +97,7 @@ class TokenNames:
         tokens = enumerate(self._vocabulary.tokens)
         printed = {i: token.decode("utf-8", "replace") for i, token in tokens}
         count = Counter(printed.values())
-        return {text: i for i, text in printed.items() if _REPLACED in text and count[text] == 1}
+        return {text: i for i, text in printed.items() if REPLACED in text and count[text] == 1}
 
     def check(self, candidate: Candidate, spelt: bytes) -> None:
         """Raises UpstreamMalformed where the upstream spells a token of text differently."""
@@ -105,7 +110,7 @@ def is_id(key: str) -> bool:
     return _ID_KEY.fullmatch(key) is not None
 
 
-def _spelling(key: str) -> bytes:
+def spelling(key: str) -> bytes:
     """The bytes of a text key; OpenAI writes those of parts of characters as `bytes:\\xe2`."""
     if not key.startswith(_BYTES_KEY):
         return key.encode("utf-8", "surrogatepass")
@@ -115,7 +120,7 @@ def _spelling(key: str) -> bytes:
     return escaped.encode("latin-1").decode("unicode_escape").encode("latin-1")
 
 
-def _given(spelt: Any) -> bytes:
+def given(spelt: Any) -> bytes:
     """The `bytes` of an entry; b"" where they are null, left out or none."""
     try:
         return bytes(spelt) if isinstance(spelt, list) else b""

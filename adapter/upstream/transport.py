@@ -22,6 +22,7 @@ from adapter.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from adapter.prefix import prompt_length
 from adapter.upstream.answers import consumed, parsed
 from adapter.upstream.breaker import Breaker
 from adapter.upstream.events import payloads
@@ -87,7 +88,7 @@ class Answer:
 class _Question:
     """One completion request and who pays for it."""
 
-    prompt: list[int]
+    prompt: list[int] | str
     fields: Mapping[str, Any]
     budget: Allowance
 
@@ -133,7 +134,7 @@ class Transport:
         self._retries = Retries(sleep)
 
     async def complete(
-        self, prompt: Sequence[int], fields: Mapping[str, Any], budget: Allowance
+        self, prompt: Sequence[int] | str, fields: Mapping[str, Any], budget: Allowance
     ) -> Answer:
         """The answer to one completion request; every attempt is a call paid by the budget.
 
@@ -141,12 +142,12 @@ class Transport:
         none was made because too many did, UpstreamRefused or ContextTooLong for a 4xx,
         UpstreamMalformed for what is no JSON object, and whatever the budget raises.
         """
-        question, until = _Question(list(prompt), fields, budget), self._deadline()
+        question, until = _Question(_sent(prompt), fields, budget), self._deadline()
         once = partial(self._once, question, until)
         return Answer(*await self._retries(once, self._endpoint.timeout))
 
     async def stream(
-        self, prompt: Sequence[int], fields: Mapping[str, Any], budget: Allowance
+        self, prompt: Sequence[int] | str, fields: Mapping[str, Any], budget: Allowance
     ) -> AsyncGenerator[Answer, None]:
         """The events of a streamed answer as they come; the first tells all attempts.
 
@@ -155,12 +156,12 @@ class Transport:
         does; once an event has come nothing is tried again. The budget pays as it goes: where it
         does not reach further, the stream ends with what the budget raises.
         """
-        question = _Question(list(prompt), {**fields, **_STREAMED}, budget)
+        question = _Question(_sent(prompt), {**fields, **_STREAMED}, budget)
         patience, until = LONGEST_STREAM * self._endpoint.timeout, self._deadline()
         async with AsyncExitStack() as stack:
             begin = partial(self._begin, stack, question, until)
             (events, body, call), calls = await self._retries(begin, self._endpoint.timeout)
-            meter = Meter(call, len(prompt), question.tokens)
+            meter = Meter(call, prompt_length(prompt), question.tokens)
             while body is not None:
                 meter.read(body)
                 yield Answer(body, calls)
@@ -221,7 +222,7 @@ class Transport:
                 raise self._late()
             stack.enter_context(self._breaker.watch())
             async with self._by(until):
-                paid = question.budget.call(len(question.prompt), tokens)
+                paid = question.budget.call(prompt_length(question.prompt), tokens)
                 call = await stack.enter_async_context(paid)
                 response = await stack.enter_async_context(self._asked(question, call))
             streams = "text/event-stream" in response.headers.get("content-type", "")
@@ -339,6 +340,10 @@ class Transport:
     @property
     def _where(self) -> str:
         return f"the upstream at {self._endpoint.host}"
+
+
+def _sent(prompt: Sequence[int] | str) -> list[int] | str:
+    return prompt if isinstance(prompt, str) else list(prompt)
 
 
 async def _drain(chunks: AsyncIterator[bytes]) -> None:

@@ -37,7 +37,7 @@ def generation(prompt=(7, 8), *, vocabulary=None, sampling=None, reader=None, **
     influence = Influence(
         alpha=more.pop("alpha", 0.0),
         reader=reader,
-        lexicon=lexicon(vocabulary or byte_vocabulary()),
+        lexicon=more.pop("lexicon", None) or lexicon(vocabulary or byte_vocabulary()),
         impute=more.pop("impute", True),
         expand=more.pop("expand", 0),
         limit=more.pop("limit", math.inf),

@@ -59,6 +59,7 @@ class ScriptedJob:
     request: Request
     alpha: float
     prompt_tokens: int
+    rough: bool = False
     lookups: Lookups = field(default_factory=Lookups)
 
 

@@ -8,7 +8,7 @@ import pytest
 from tests.tokenizer_maps import worlds
 from tokenizer_maps import Clamp, Context, FastBridge, TokenMap, Vocabulary, WordBridge
 from tokenizer_maps.reference import Oracle
-from tokenizer_maps.words import END, ends_word
+from tokenizer_maps.words import END, SpeltBridge, ends_word
 
 BOS = (0,)
 OPEN = Clamp(np.inf, np.inf)
@@ -89,3 +89,20 @@ def test_all_three_steps(tmp_path: Path, digits: Vocabulary) -> None:
     assert found.unscored.tolist() == [False, True, False]
     assert np.abs(found.delta).max() <= 1.0
     assert abs(found.delta[2]) <= 0.5
+
+
+def test_ids_of_ones_own_stand_for_their_bytes(bridge: WordBridge, digits: Vocabulary) -> None:
+    """What was generated is text of the prompt, whichever tokens it came in."""
+    model = worlds.hash_model("any", digits)
+    spelt = SpeltBridge(bridge, {9: b" the", 10**18: b"", 7: b"al", 8: b"l"})
+    plan = spelt.plan(Context(BOS, b"", (7, 8)))
+    assert plan == bridge.plan(Context(BOS, b"all", ()))
+    sets = spelt.sets(plan, [9, 10**18, -1, 7])
+    masses = worlds.evaluate(model, plan, sets)
+    twin = bridge.sets(plan, [b" the", END, None, b"al"])
+    found, expected = spelt.reading(plan, sets, masses), bridge.reading(plan, twin, masses)
+    assert found.scores.tolist() == expected.scores.tolist()
+    assert found.end.tolist() == [False, True, False, False]
+    assert found.unscored.tolist() == [False, False, True, False]
+    with pytest.raises(RuntimeError, match="cannot be surveyed"):
+        spelt.surveyed(plan)

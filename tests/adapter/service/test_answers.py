@@ -4,8 +4,8 @@ import openai
 import pytest
 
 from adapter.candidates import END
-from adapter.service.parts import Part, joined
-from adapter.service.render import token_text
+from adapter.service.parts import Part, Tally, joined
+from adapter.service.render import token_text, usage
 from adapter.upstream.lookups import Lookups, outcome
 from tests.support.scripted_adapter import (
     HELLO,
@@ -206,3 +206,8 @@ def test_an_unknown_model(client):
     with pytest.raises(openai.NotFoundError) as missing:
         client.completions.create(model="x", prompt="p")
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+
+
+def test_a_prompt_that_nobody_can_count_is_estimated():
+    assert usage(Tally(5, rough=True))["estimated"] is True
+    assert "estimated" not in usage(Tally(5))

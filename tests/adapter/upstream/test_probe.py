@@ -173,8 +173,8 @@ async def test_text_prompts_only(look) -> None:
     record = await look(
         asked=lambda b: b if isinstance(b["prompt"], str) else refused(500, "7 validation errors")
     )
-    assert (record.tier, record.api) == ("B", None)
-    assert "text only" in record.reason
+    assert (record.tier, record.api, record.reason) == ("B", "completions", "")
+    assert record.calls <= MOST_CALLS
 
 
 STRICT = {"model", "prompt", "max_tokens", "temperature", "logprobs", "logit_bias", "stream"}

@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 
 from adapter.errors import UpstreamMalformed
+from adapter.upstream import Endpoint
 from adapter.upstream.capabilities import COMPLETIONS, LLAMACPP
+from adapter.upstream.dialects import Form, connect_known
 from adapter.upstream.records import UNTRIED, Finding, Record, load
+from adapter.upstream.texts import TextUpstream
+from tests.support.synthetic import vocabulary_of_size
 
 RECORD = Record(
     base_url="http://127.0.0.1:8000/v1",
@@ -118,3 +122,27 @@ def test_the_reason_is_told() -> None:
     with pytest.raises(UpstreamMalformed, match=r"tiny at .*: no logprobs .*adapter probe"):
         replace(RECORD, api=None, reason="no logprobs").usable()
     assert RECORD.usable() == "completions"
+
+
+@pytest.mark.parametrize(
+    ("taken", "form", "known", "sent"),
+    [
+        ("ids", None, True, "ids"),
+        ("ids", None, False, "text"),
+        ("ids", "text", True, "text"),
+        ("text", None, True, "text"),
+        ("text", None, False, "text"),
+        ("text", "ids", True, "ids"),
+    ],
+)
+def test_prefixes_go_as_the_record_says_unless_told_otherwise(
+    taken: str, form: Form | None, known: bool, sent: Form
+) -> None:
+    endpoint = Endpoint(RECORD.base_url, RECORD.model)
+    words = vocabulary_of_size(40) if known else None
+    one = connect_known(endpoint, found(continues=taken), vocabulary=words, form=form)
+    assert isinstance(one, TextUpstream) == (sent == "text")
+    assert one.capabilities.continues == sent
+    assert (one.capabilities.scoring, one.capabilities.rejection) == (
+        ("chosen", True) if sent == "ids" else (None, False)
+    )
