@@ -67,7 +67,7 @@ def test_settings_that_are_wrong(file, tmp_path):
     assert fails("serve", file, "--host", "0.0.0.0") == (  # noqa: S104
         1,
         "adapter: service: host '0.0.0.0' lets others in and there are no keys; "
-        "use 127.0.0.1, or set service.insecure: true\n",
+        "use 127.0.0.1, set keys, or set service.insecure: true\n",
     )
     assert fails("serve", file, "--port", "70000")[0] == 1
     assert fails("serve")[0] == 2
