@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,23 @@ def provider_check(cache: Path, stage: Stage) -> Verdict:
     return Verdict(_version(python, package), done.returncode == 0, counts, log)
 
 
-SUITES = {"openai-tests": openai_tests, "provider-check": provider_check}
+def schemathesis(cache: Path, stage: Stage) -> Verdict:
+    """1,000 examples for each operation, by our own test of it; on a service without models."""
+    python = environment(cache, ("schemathesis",))
+    done = _run(
+        [sys.executable, "-m", "pytest", "-q", "tests/adapter/service/test_fuzz.py"],
+        cwd=Path(__file__).parents[2],
+        SCHEMATHESIS=str(python.with_name("schemathesis")),
+    )
+    summary = done.stdout.strip().splitlines()[-1]
+    return Verdict(_version(python, "schemathesis"), done.returncode == 0, summary, done.stdout)
+
+
+SUITES = {
+    "openai-tests": openai_tests,
+    "provider-check": provider_check,
+    "schemathesis": schemathesis,
+}
 
 
 def _run(command: list[str], cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
