@@ -15,7 +15,7 @@ from adapter.model import Model, load_models, open_prefix_cache
 from adapter.prefix import Prefix
 from adapter.price import nanos
 from adapter.request import Chat, Request
-from adapter.settings import LimitSettings, Settings, load_settings
+from adapter.settings import KeySettings, LimitSettings, Settings, load_settings
 from adapter.upstream.lookups import Lookups
 from cache import Cache, CacheError, Total, Totals, open_totals
 from tokenizer_maps.bridge import Context
@@ -79,10 +79,13 @@ class Adapter:
         """The names clients may ask for."""
         return tuple(self._models)
 
-    def budget(self, model: str, prompts: int = 1) -> Budget:
-        """What a request of so many prompts may spend on a model. Raises ModelNotFound."""
+    def budget(self, model: str, prompts: int = 1, key: KeySettings | None = None) -> Budget:
+        """What a request of so many prompts may spend on a model, asked for with a key.
+
+        Raises ModelNotFound.
+        """
         calls, price = self._limits.calls_per_request * prompts, self._model(model).price
-        return Budget(calls, price, dict(self._caps()), self.metrics.ledger(model))
+        return Budget(calls, price, dict(self._caps(key)), self.metrics.ledger(model))
 
     def prepare(self, request: Request, budget: Budget | None = None) -> Job:
         """Check a request against the limits and render it; without a budget it has its own.
@@ -155,13 +158,16 @@ class Adapter:
             raise ModelNotFound(f"no model '{name}' here; there is {names}", param="model")
         return model
 
-    def _caps(self) -> Iterator[tuple[str, Total]]:
+    def _caps(self, key: KeySettings | None) -> Iterator[tuple[str, Total]]:
         """Every total a request spends from, by the setting that caps it."""
         if self._limits.money_per_request is not None:
             yield "limits.money_per_request", RequestTotal(nanos(self._limits.money_per_request))
         if self._limits.money_per_day is not None:
             day = self._totals.of("deployment", nanos(self._limits.money_per_day))
             yield "limits.money_per_day", day
+        if key is not None and key.money_per_day is not None:
+            own = self._totals.of(f"key {key.name}", nanos(key.money_per_day))
+            yield "keys.money_per_day", own
 
     def _check(
         self, request: Request, model: Model, alpha: float, weights: Mapping[str, float]
@@ -192,8 +198,7 @@ class Adapter:
 
 def _open_totals(settings: Settings) -> Totals:
     """The day's totals; shared by leases where the cache is a Redis. Raises SettingsError."""
-    shared = settings.limits.money_per_day is not None
     try:
-        return open_totals(settings.cache.url if shared else "memory://")
+        return open_totals(settings.cache.url if settings.daily_money else "memory://")
     except CacheError as error:
         raise SettingsError(f"cache.url: {error}") from error

@@ -8,6 +8,8 @@ AdapterError
 │   ├── ContextTooLong           prompt and answer do not fit a model's context window
 │   ├── UpstreamCannotContinue   the upstream takes no beginning of an answer to go on from
 │   └── ModelNotFound            404
+├── InvalidKey               401, no API key or one that is not known
+├── LimitReached             429, too many requests at once or too often; a later one is welcome
 ├── BudgetExceeded           429, a cap on upstream calls is reached
 │   └── MoneyExceeded            402, a cap on money is reached
 ├── UpstreamError            502, the hosted model's side failed
@@ -94,6 +96,26 @@ class ModelNotFound(BadRequest):
 
     status = 404
     code = "model_not_found"
+
+
+class InvalidKey(AdapterError):
+    """The request carries no API key, or one that is not known here."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class LimitReached(AdapterError):
+    """Too many requests at once or too often; after `retry_after` seconds one may be taken."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class BudgetExceeded(AdapterError):

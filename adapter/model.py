@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -29,7 +30,7 @@ from adapter.upstream.spelling import Spelling, opening
 from adapter.upstream.unknown import Spellings
 from cache import Cache, CacheError, Keys, open_cache
 from tokenizer_maps.bridge import Bridge, Clamp, Context, IdentityBridge, make_bridge
-from tokenizer_maps.errors import TokenizerMapError, VocabularyError
+from tokenizer_maps.errors import EncodingError, TokenizerMapError, VocabularyError
 from tokenizer_maps.loading import load_vocabulary
 from tokenizer_maps.vocabulary import Kind, Vocabulary
 from tokenizer_maps.words import SpeltBridge, WordBridge
@@ -49,6 +50,15 @@ class Templates:
     antiexpert: str | None
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    """What breaks a tokenizer down as BadRequest."""
+    try:
+        yield
+    except EncodingError as error:
+        raise BadRequest(str(error)) from error
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
     """All parts behind one model name; `pace` is what its drafts have shown so far.
@@ -65,6 +75,7 @@ class Model:
     templates: Templates
     pace: Pace
 
+    @_readable()
     def prefix(self, prompt: Prompt) -> Prefix:
         """The prompt as the upstream is sent it. Raises BadRequest."""
         sent = self._text(prompt) if self._sends_text else self._ids(prompt)
@@ -86,6 +97,7 @@ class Model:
                 param="logit_bias",
             )
 
+    @_readable()
     def contexts(self, prompt: Prompt, experts: Sequence[str]) -> dict[str, Context]:
         """The prompt as the named experts and the anti-expert read it. Raises BadRequest."""
         own = self.templates.expert
@@ -95,6 +107,7 @@ class Model:
         contexts[ANTIEXPERT] = expert if anti is None else self._context(prompt, anti)
         return contexts
 
+    @_readable()
     def check_window(self, contexts: Mapping[str, Context], max_tokens: int) -> None:
         """Refuse what the pair cannot read, before any paid call.
 

@@ -34,6 +34,9 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _BYTES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
+MOST_PER_MINUTE = 100_000
+"""Requests a key's rate may allow: the time of each is kept for a minute."""
+
 
 def _amount(units: Mapping[str, float]) -> BeforeValidator:
     """Reads a number with an optional unit as a plain number."""
@@ -116,6 +119,13 @@ def _increasing(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] > value[1]:
         raise ValueError("must be [lowest, highest]")
     return value
+
+
+def _digest(value: str) -> str:
+    """A SHA-256 digest in hexadecimal, in small letters."""
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", value):
+        raise ValueError("must be 64 hexadecimal digits; `adapter key` prints a key and its digest")
+    return value.lower()
 
 
 def _is_loopback(host: str) -> bool:
@@ -290,25 +300,36 @@ class LimitSettings(Section):
     money_per_day: float | None = Field(default=None, gt=0)
 
 
+class KeySettings(Section):
+    """Who may ask: `sha256` is the hex digest of a key; `adapter key` makes both.
+
+    Cache entries are shared by the keys of one `tenant`, which is the key's own name where none is
+    given. `per_minute` requests in any minute and `concurrency` at once hold in each process,
+    `money_per_day` (UTC) for all replicas.
+    """
+
+    name: str = Field(min_length=1)
+    sha256: Annotated[str, AfterValidator(_digest), Field(repr=False)]
+    tenant: Annotated[str, Field(min_length=1)] = Field(
+        default_factory=lambda others: others.get("name", "")
+    )
+    per_minute: int | None = Field(default=None, ge=1, le=MOST_PER_MINUTE)
+    concurrency: int | None = Field(default=None, ge=1)
+    money_per_day: float | None = Field(default=None, gt=0)
+
+
 class ServiceSettings(Section):
     """Where the service listens; without keys only on loopback, unless `insecure`.
 
-    `metrics_port` serves Prometheus' metrics on the same host.
+    `max_concurrency` requests are answered at once, more are refused. `metrics_port` serves
+    Prometheus' metrics on the same host, to whoever asks.
     """
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    max_concurrency: int = Field(default=64, ge=1)
     insecure: bool = False
-
-    @model_validator(mode="after")
-    def _guarded(self) -> Self:
-        if not self.insecure and not _is_loopback(self.host):
-            raise ValueError(
-                f"host '{self.host}' lets others in and there are no keys; "
-                "use 127.0.0.1, or set service.insecure: true"
-            )
-        return self
 
 
 class LogSettings(Section):
@@ -323,6 +344,7 @@ class Settings(Section):
 
     models: dict[str, ModelSettings] = Field(min_length=1)
     cache: CacheSettings = CacheSettings()
+    keys: tuple[KeySettings, ...] = ()
     limits: LimitSettings = LimitSettings()
     service: ServiceSettings = ServiceSettings()
     log: LogSettings = LogSettings()
@@ -339,13 +361,46 @@ class Settings(Section):
                     )
         return self
 
+    @field_validator("keys")
+    @classmethod
+    def _apart(cls, keys: tuple[KeySettings, ...]) -> tuple[KeySettings, ...]:
+        if len({key.name for key in keys}) < len(keys):
+            raise ValueError("two keys have the same name")
+        if len({key.sha256 for key in keys}) < len(keys):
+            raise ValueError("two keys have the same sha256")
+        return keys
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Self:
+        host, insecure = self.service.host, self.service.insecure
+        if not (insecure or self.keys or _is_loopback(host)):
+            raise ValueError(
+                f"service: host '{host}' lets others in and there are no keys; "
+                "use 127.0.0.1, set keys, or set service.insecure: true"
+            )
+        return self
+
     @model_validator(mode="after")
     def _priced(self) -> Self:
-        for key in ("money_per_request", "money_per_day"):
+        for key in self._money_caps():
             for name, model in self.models.items():
-                if getattr(self.limits, key) is not None and model.upstream.price is None:
-                    raise ValueError(f"limits.{key}: models.{name}.upstream has no price")
+                if model.upstream.price is None:
+                    raise ValueError(f"{key}: models.{name}.upstream has no price")
         return self
+
+    def _money_caps(self) -> Iterator[str]:
+        """The keys of all caps on money that are set."""
+        for name in ("money_per_request", "money_per_day"):
+            if getattr(self.limits, name) is not None:
+                yield f"limits.{name}"
+        for number, key in enumerate(self.keys):
+            if key.money_per_day is not None:
+                yield f"keys.{number}.money_per_day"
+
+    @property
+    def daily_money(self) -> bool:
+        """Whether anything is capped for a day: replicas share that."""
+        return any(key.endswith(".money_per_day") for key in self._money_caps())
 
     @property
     def maps_directory(self) -> Path:
@@ -453,6 +508,8 @@ def _keys(
         yield here, inner
         if get_origin(inner) is dict:
             here, inner = (*here, "*"), get_args(inner)[1]
+        elif get_origin(inner) is tuple:
+            here, inner = (*here, "*"), get_args(inner)[0]
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from _keys(inner, here)
 

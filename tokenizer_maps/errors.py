@@ -2,6 +2,7 @@
 
 TokenizerMapError
 ├── VocabularyError   a tokenizer that cannot be read or used
+├── EncodingError     a text on which a tokenizer breaks down
 └── MapError          a map file that cannot be trusted or written
 """
 
@@ -12,6 +13,10 @@ class TokenizerMapError(Exception):
 
 class VocabularyError(TokenizerMapError):
     """A tokenizer is missing, unreadable or of a kind not supported; says which and what to do."""
+
+
+class EncodingError(TokenizerMapError):
+    """A tokenizer broke down on a text."""
 
 
 class MapError(TokenizerMapError):

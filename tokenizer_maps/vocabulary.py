@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 
+from tokenizer_maps.errors import EncodingError
+
 
 class Kind(IntEnum):
     """What stands at an id: a byte token, an added token spelt literally, a special, nothing."""
@@ -43,7 +45,12 @@ class Vocabulary:
         Neither normaliser nor dummy prefix is applied. Bytes that no token spells are left out, as
         the tokenizer itself does (SmolLM2 lacks 0x04, 0xF1 and 19 more).
         """
-        return tuple(self.encoder(data))
+        try:
+            return tuple(self.encoder(data))
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # noqa: BLE001 - a panic in Rust, which would end whoever runs it
+            raise EncodingError("the tokenizer breaks down on this text") from None
 
     def decode(self, ids: Iterable[int]) -> bytes:
         """The bytes that ``ids`` spell."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,6 +46,9 @@ def complete(  # noqa: PLR0913 - a command's options are its arguments
     alpha: Annotated[float | None, typer.Option(help="Strength; default: the model's.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="At most this many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy.")] = 0.0,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="The name of a variable with the service's API key.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print text, usage and steps.")] = False,
 ) -> None:
     """Complete a prompt; tokens that are not the upstream's own favourite are marked.
@@ -61,14 +65,24 @@ def complete(  # noqa: PLR0913 - a command's options are its arguments
     from rich.console import Console
 
     with Console(stderr=True).status("completing"):
-        answer = _from_service(url, question) if url else _in_process(Path(words[0]), question)
+        if url:
+            answer = _from_service(url, _variable(api_key_env), question)
+        else:
+            answer = _in_process(Path(words[0]), question)
     if as_json:
         typer.echo(json.dumps(_as_json(answer), allow_nan=False))
     else:
         Console(highlight=False, soft_wrap=True).print(_marked(answer))
 
 
-def _from_service(url: str, question: Question) -> "Answer":
+def _variable(name: str | None) -> str | None:
+    """The value of an environment variable that is named, which must be set."""
+    if name is not None and not os.environ.get(name):
+        raise typer.BadParameter(f"the variable {name} is not set")
+    return os.environ[name] if name else None
+
+
+def _from_service(url: str, api_key: str | None, question: Question) -> "Answer":
     from adapter.client import Client, Options
 
     options: Options = {
@@ -77,7 +91,7 @@ def _from_service(url: str, question: Question) -> "Answer":
     }
     if question.alpha is not None:
         options["alpha"] = question.alpha
-    with Client(url) as client:
+    with Client(url, api_key) as client:
         return client.complete(model=question.model, prompt=question.prompt, **options)
 
 

@@ -63,10 +63,15 @@ def _serve_metrics(service: "ServiceSettings", registry: "CollectorRegistry") ->
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """A bound socket, taken before anything is loaded. Raises SettingsError where it is in use."""
+    """A bound socket, taken before anything is loaded. Raises SettingsError where it is in use.
+
+    Of a socket that does not name its protocol asyncio would not know that it is TCP, and answers
+    would wait 40 ms for acknowledgements.
+    """
     try:
-        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
+        listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
     except OSError as error:

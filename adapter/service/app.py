@@ -17,13 +17,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapter.budget import Budget
 from adapter.errors import AdapterError, ModelNotFound
+from adapter.service.auth import Auth
 from adapter.service.disconnect import ClientGone, unless_gone
 from adapter.service.failures import failure
+from adapter.service.limits import Limits
 from adapter.service.parts import Part, Tally, generate, joined
 from adapter.service.render import CHAT, COMPLETIONS, Dialect, Envelope, Json, View, usage
 from adapter.service.stream import EventStream, events
 from adapter.service.wire import Asked, cache_use, read_chat, read_completion
-from adapter.settings import LimitSettings, Settings
+from adapter.settings import KeySettings, LimitSettings, Settings
 from adapter.upstream.lookups import Lookups, outcome
 
 if TYPE_CHECKING:  # the engine brings torch along, and the wire does not need it
@@ -31,6 +33,9 @@ if TYPE_CHECKING:  # the engine brings torch along, and the wire does not need i
 
 MAX_BODY = 2**20
 """Bytes of a request body."""
+
+BODY_SECONDS = 30.0
+"""What a client has to send its body: it holds a place all the while."""
 
 CLIENT_GONE = 499
 
@@ -48,6 +53,9 @@ def create_app(adapter: "Adapter", settings: Settings) -> FastAPI:
     app = FastAPI(
         lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
+    # From the inside out: each one needs what those around it have found.
+    app.add_middleware(Limits, max_concurrency=settings.service.max_concurrency)
+    app.add_middleware(Auth, keys=settings.keys)
     app.add_middleware(RequestId)
     app.add_exception_handler(AdapterError, _refused)
     app.add_exception_handler(HTTPException, _refused)
@@ -78,8 +86,12 @@ class GenerationRoutes:
     async def _answer(self, request: Request, read: Read, dialect: Dialect) -> Response:
         try:
             control = ",".join(request.headers.getlist("cache-control"))
-            asked = read(await _body(request), self.limits).using(cache_use(control))
-            budget = self.adapter.budget(asked.model, len(asked.requests))
+            key: KeySettings | None = request.state.key
+            tenant = None if key is None else key.tenant
+            # In a thread: a body of a megabyte takes a while to read.
+            asked = await asyncio.to_thread(read, await _body(request), self.limits)
+            asked = asked.using(cache_use(control), tenant)
+            budget = self.adapter.budget(asked.model, len(asked.requests), key)
             work = self._generate(asked, budget, dialect, request.state.request_id)
             return await unless_gone(request.receive, work, budget.stop)
         except (ClientGone, ClientDisconnect):
@@ -156,7 +168,7 @@ async def _chain(first: Part, rest: AsyncGenerator[Part, None]) -> AsyncGenerato
 
 
 async def _body(request: Request) -> bytes:
-    """The body, up to MAX_BODY. Raises HTTPException for another size or content type.
+    """The body, up to MAX_BODY. Raises HTTPException for another size, type, or a slow one.
 
     Only application/json is read: a web page can send other types to a loopback service unasked.
     """
@@ -164,10 +176,14 @@ async def _body(request: Request) -> bytes:
     if kind != "application/json":
         raise HTTPException(415, "the content-type must be application/json")
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise HTTPException(413, f"the body is larger than {MAX_BODY} bytes")
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY:
+                    raise HTTPException(413, f"the body is larger than {MAX_BODY} bytes")
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not come in {BODY_SECONDS:g} seconds") from None
     return bytes(body)
 
 

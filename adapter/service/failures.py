@@ -8,12 +8,24 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from adapter.errors import AdapterError, BadRequest, UpstreamTimeout, UpstreamUnavailable
+from adapter.errors import (
+    AdapterError,
+    BadRequest,
+    LimitReached,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 
 _LOG = logging.getLogger("adapter.service")
-_TRANSIENT = (UpstreamUnavailable, UpstreamTimeout)
+_TRANSIENT = (LimitReached, UpstreamUnavailable, UpstreamTimeout)
 _UNEXPECTED = AdapterError("the service met an error of its own; its log says which")
-_CODES = {404: "unknown_url", 405: "method_not_allowed", 413: "too_large", 415: "media_type"}
+_CODES = {
+    404: "unknown_url",
+    405: "method_not_allowed",
+    408: "timeout",
+    413: "too_large",
+    415: "media_type",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +62,7 @@ def _retry_header(error: AdapterError) -> dict[str, str]:
     if error.status < 429:
         return {}
     told = {"x-should-retry": "true" if isinstance(error, _TRANSIENT) else "false"}
-    if isinstance(error, UpstreamUnavailable) and error.retry_after is not None:
+    if isinstance(error, LimitReached | UpstreamUnavailable) and error.retry_after is not None:
         told["retry-after"] = str(math.ceil(error.retry_after))
+        told["retry-after-ms"] = str(math.ceil(1e3 * error.retry_after))
     return told

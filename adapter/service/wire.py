@@ -7,7 +7,7 @@ change nothing are as good as absent.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -43,6 +43,15 @@ MAX_STOP_LENGTH = 64
 MAX_BIASES = 300
 MAX_SHOWN = 20
 """Candidates in each step of a trace."""
+
+MAX_DEPTH = 64
+"""Objects and lists inside each other in a body."""
+
+MAX_INNER = 10_000
+"""Objects and lists in a body."""
+
+MAX_FIELDS = 100
+"""Fields of a body; OpenAI and vLLM together know fewer."""
 
 _LONGEST_NAME = 64
 
@@ -118,9 +127,10 @@ class Asked:
     def trace(self) -> Trace:
         return self.requests[0].trace
 
-    def using(self, cache: CacheUse) -> "Asked":
-        """The same, with another use of the cache."""
-        return replace(self, requests=tuple(replace(r, cache=cache) for r in self.requests))
+    def using(self, cache: CacheUse, tenant: str | None = None) -> "Asked":
+        """The same, with another use of the cache, among the entries of a tenant."""
+        requests = tuple(replace(r, cache=cache, tenant=tenant) for r in self.requests)
+        return replace(self, requests=requests)
 
 
 def cache_use(control: str) -> CacheUse:
@@ -167,16 +177,22 @@ class StreamOptions(Wire):
 
 def _stops(value: object) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+    if not isinstance(stops, list):
         raise ValueError("must be a string or a list of strings")
-    if len(stops) > MAX_STOPS or not all(0 < len(stop) <= MAX_STOP_LENGTH for stop in stops):
+    if len(stops) > MAX_STOPS or not all(map(_is_stop, stops)):
         raise ValueError(f"at most {MAX_STOPS} strings of 1 to {MAX_STOP_LENGTH} characters")
     return tuple(stops)
+
+
+def _is_stop(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_STOP_LENGTH
 
 
 def _by_id(value: object) -> object:
     if not isinstance(value, dict):
         return value
+    if len(value) > MAX_BIASES:
+        raise ValueError(f"at most {MAX_BIASES} tokens")
     if not all(re.fullmatch(r"[0-9]{1,9}", key) for key in value):
         raise ValueError("keys must be token ids in decimal digits")
     return {int(key): bias for key, bias in value.items()}
@@ -248,9 +264,7 @@ class GenerationBody(Wire):
     stop: Annotated[tuple[str, ...], PlainValidator(_stops)] = ()
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    logit_bias: Annotated[
-        dict[int, Bias], BeforeValidator(_by_id), Field(max_length=MAX_BIASES)
-    ] = {}
+    logit_bias: Annotated[dict[int, Bias], BeforeValidator(_by_id)] = {}
     stream: bool = False
     stream_options: StreamOptions | None = None
     steering: Steering = Steering()
@@ -341,16 +355,45 @@ Body = TypeVar("Body", bound=GenerationBody)
 
 
 def _read(raw: bytes, kind: type[Body]) -> Body:
+    _check_inner(raw)
     try:
         data = from_json(raw, allow_inf_nan=False)
     except ValueError as error:
         raise BadRequest("the body is not valid JSON") from error
     if not isinstance(data, dict):
         raise BadRequest("the body must be a JSON object")
+    _check_shape(data)
     try:
         return kind.model_validate({k: v for k, v in data.items() if not _says_nothing(k, v)})
     except ValidationError as error:
         raise _refusal(error.errors()[0]) from None
+
+
+def _check_inner(raw: bytes) -> None:
+    """Before anything is read: half a million lists take half a second."""
+    if _inner(raw) > MAX_INNER and _inner(_STRING.sub(b"", raw)) > MAX_INNER:
+        raise BadRequest(f"the body holds more than {MAX_INNER} objects and lists")
+
+
+def _inner(raw: bytes) -> int:
+    return raw.count(b"[") + raw.count(b"{")
+
+
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+"""A JSON string; one without an end goes to the end, so that a body is gone through once."""
+
+
+def _check_shape(data: dict[str, Any]) -> None:
+    """Level by level: what reads the values later may recurse, and makes an error of each field."""
+    if len(data) > MAX_FIELDS:
+        raise BadRequest(f"the body has more than {MAX_FIELDS} fields")
+    level: list[Any] = [data]
+    for _ in range(MAX_DEPTH):
+        inner = [v.values() if isinstance(v, dict) else v for v in level]
+        level = [v for values in inner for v in values if isinstance(v, dict | list)]
+        if not level:
+            return
+    raise BadRequest(f"the body nests more than {MAX_DEPTH} objects and lists")
 
 
 def _says_nothing(name: str, value: object) -> bool:

@@ -9,6 +9,9 @@ import yaml
 from adapter.errors import SettingsError
 from adapter.settings import Settings, load_settings
 
+DIGEST = "0123456789abcdef" * 4
+KEY = {"name": "a", "sha256": DIGEST}
+
 
 def minimal() -> dict:
     return {
@@ -187,6 +190,17 @@ def test_loopback_needs_no_guard(folder, host):
     assert load(folder, changed("service.host", host)).service.host == host
 
 
+def test_keys_let_the_service_listen_anywhere(folder, monkeypatch):
+    data = minimal() | {"service": {"host": "0.0.0.0"}, "keys": [KEY]}  # noqa: S104
+    (key,) = load(folder, data).keys
+    assert (key.name, key.tenant, key.per_minute, key.concurrency, key.money_per_day) == (
+        "a", "a", None, None, None,
+    )  # fmt: skip
+    assert DIGEST not in repr(key)
+    monkeypatch.setenv("ADAPTER_KEYS", json.dumps([KEY | {"name": "b", "tenant": "t"}]))
+    assert [(k.name, k.tenant) for k in load(folder, data).keys] == [("b", "t")]
+
+
 def test_another_host_must_be_allowed(folder):
     data = minimal() | {"service": {"host": "0.0.0.0", "insecure": True}}  # noqa: S104
     assert load(folder, data).service.insecure
@@ -249,7 +263,19 @@ BAD = [
     ("service.port", 65536, "service.port: "),
     ("service.host", "0.0.0.0", "service: host '0.0.0.0' lets others in"),  # noqa: S104
     ("service.host", "example.com", "service: host 'example.com' lets others in"),
+    ("service.max_concurrency", 0, "service.max_concurrency: "),
     ("log.level", "loud", "log.level: "),
+    ("keys", [{"name": "a"}], "keys.0.sha256: "),
+    ("keys", [{"sha256": DIGEST}], "keys.0.name: "),
+    ("keys", [KEY | {"name": ""}], "keys.0.name: "),
+    ("keys", [KEY | {"sha256": "canary-7Q"}], "keys.0.sha256: must be 64 hexadecimal digits"),
+    ("keys", [KEY | {"tenent": "t"}], "keys.0.tenent: unknown key; did you mean tenant?"),
+    ("keys", [KEY | {"per_minute": 0}], "keys.0.per_minute: "),
+    ("keys", [KEY | {"per_minute": 10**6}], "keys.0.per_minute: "),
+    ("keys", [KEY | {"concurrency": 0}], "keys.0.concurrency: "),
+    ("keys", [KEY | {"money_per_day": 1}], "keys.0.money_per_day: models.m.upstream has no price"),
+    ("keys", [KEY, {"name": "a", "sha256": "0" * 64}], "keys: two keys have the same name"),
+    ("keys", [KEY, {"name": "b", "sha256": DIGEST.upper()}], "keys: two keys have the same sha"),
     ("modells", {}, "modells: unknown key; did you mean models?"),
 ]
 

@@ -20,7 +20,7 @@ def settings_for(base_url, *, api="completions", model="tiny", top_logprobs=20, 
         "tokenizer": f"hf:{models.upstream}",
         "top_logprobs": top_logprobs,
     } | more.pop("upstream", {})
-    sections = {k: more.pop(k) for k in ("cache", "limits", "service") if k in more}
+    sections = {k: more.pop(k) for k in ("cache", "keys", "limits", "service") if k in more}
     return Settings.model_validate(
         {"models": {"tiny": {"upstream": upstream, "pair": pair} | more}} | sections
     )

@@ -12,6 +12,7 @@ from adapter.budget import Budget
 from adapter.candidates import END, Alternative, Ending, Step, Usage
 from adapter.errors import ModelNotFound
 from adapter.request import Request
+from adapter.settings import KeySettings
 from adapter.upstream.lookups import Lookups
 
 HANG = "hang"
@@ -80,7 +81,7 @@ class ScriptedAdapter:
 
     models = ("m", "org/other")
 
-    def budget(self, model: str, prompts: int = 1) -> Budget:
+    def budget(self, model: str, prompts: int = 1, key: KeySettings | None = None) -> Budget:
         return Budget(prompts)
 
     def prepare(self, request: Request, budget: Budget | None = None) -> ScriptedJob:

@@ -1,5 +1,6 @@
 """adapter serve as a process of its own."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -8,6 +9,8 @@ import sys
 
 import httpx
 import pytest
+
+from adapter.cli.serve import _bind
 
 COMMAND = [sys.executable, "-c", "from adapter.cli import main; main()"]
 SETTINGS = """
@@ -67,10 +70,30 @@ def test_settings_that_are_wrong(file, tmp_path):
     assert fails("serve", file, "--host", "0.0.0.0") == (  # noqa: S104
         1,
         "adapter: service: host '0.0.0.0' lets others in and there are no keys; "
-        "use 127.0.0.1, or set service.insecure: true\n",
+        "use 127.0.0.1, set keys, or set service.insecure: true\n",
     )
     assert fails("serve", file, "--port", "70000")[0] == 1
     assert fails("serve")[0] == 2
+
+
+def test_answers_are_sent_without_waiting_for_acknowledgements():
+    """Connections take the protocol from the listening socket, and asyncio asks it of them."""
+
+    async def nodelay() -> int:
+        accepted = asyncio.Queue[int]()
+
+        async def handle(_, writer):
+            connection = writer.get_extra_info("socket")
+            await accepted.put(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with _bind("127.0.0.1", 0) as listening:
+            async with await asyncio.start_server(handle, sock=listening):
+                _, client = await asyncio.open_connection(*listening.getsockname())
+                client.close()
+                return await accepted.get()
+
+    assert asyncio.run(nodelay()) != 0
 
 
 def test_a_port_in_use(file):
