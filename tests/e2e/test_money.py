@@ -16,6 +16,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from adapter.adapter import Adapter
+from adapter.client import Client
 from adapter.model import load_models
 from adapter.price import nanos
 from adapter.service.app import create_app
@@ -224,6 +225,41 @@ def test_later_the_answer_ends_and_says_why(
     assert [choice["steering"]["finish"] for choice in ended] == ["budget", "budget"]
     assert all(("alpha" in choice["steering"]) == trace for choice in ended)
     assert text
+
+
+@pytest.mark.parametrize("lookahead", [8, "stream"])
+@pytest.mark.parametrize("cap", ["money_per_request", "money_per_day"])
+def test_a_draft_is_as_short_as_what_is_left_of_the_money(
+    upstream: ModelServer, cap: str, lookahead: int | str
+) -> None:
+    """Paid for: the prompt and five tokens, of eight; then nothing, not even one more call."""
+    steering = {"alpha": 0, "lookahead": lookahead}
+    with service(upstream.base_url) as running:
+        running.ask(steering=steering)
+        prompt = len(upstream.requests[-1]["prompt"])
+    before = len(upstream.requests)
+    with service(upstream.base_url, **{cap: (prompt * 1_000 + 5 * 4_000) / 1e9}) as running:
+        got = running.ask(steering=steering).json()
+        (choice,), spent = got["choices"], got["usage"]["upstream"]
+        assert running.day.out == running.metered == round(spent["cost"] * 1e9)
+        assert running.refusals == 1
+    assert [asked["max_tokens"] for asked in upstream.requests[before:]] == [5]
+    assert (spent["calls"], spent["completion_tokens"]) == (1, 5)
+    assert (choice["finish_reason"], choice["steering"]["finish"]) == ("length", "budget")
+    assert got["usage"]["completion_tokens"] == 5
+
+
+def test_the_python_client_tells_cost_and_budget(upstream: ModelServer) -> None:
+    with service(upstream.base_url, calls_per_request=3) as running:
+        with Client(running.address) as client:
+            fields = {"model": "tiny", "prompt": PROMPT, "temperature": 0, "lookahead": 1}
+            short = client.complete(max_tokens=2, **fields)
+            long = client.complete(max_tokens=9, **fields)
+            spent = [answer.usage.cost for answer in (short, long)]
+        assert round(sum(spent) * 1e9) == running.day.out > 0
+    assert [answer.finish for answer in (short, long)] == [None, "budget"]
+    assert [answer.finish_reason for answer in (short, long)] == ["length", "length"]
+    assert not short.usage.estimated
 
 
 def test_a_hang_up_during_a_call_is_the_last_thing_paid() -> None:
