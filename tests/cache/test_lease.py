@@ -11,7 +11,9 @@ import redis.asyncio
 from cache.cache import Unanswered
 from cache.lease import Lease
 from cache.link import RedisLink
+from tests.conftest import Measured
 from tests.support.clock import Clock
+from tests.support.counts import count
 from tests.support.redis_server import ACCOUNT, OPERATOR, RedisServer, needs_redis, redis_server
 from tests.support.tcp_proxy import cut_after, delayed, instead, proxy, untouched
 from tests.support.until import until
@@ -92,17 +94,19 @@ async def test_the_last_block_is_what_is_left(mortal: RedisServer, clock: Clock)
     assert await counted(mortal) == 1000
 
 
-@pytest.mark.parametrize("runs", [3, pytest.param(100, marks=pytest.mark.full)])
+@pytest.mark.reliability("C7")
 async def test_exact_when_replicas_take_at_once(
-    mortal: RedisServer, clock: Clock, runs: int
+    mortal: RedisServer, clock: Clock, measured: Measured
 ) -> None:
     """200 requests at once on 3 replicas, money for 50."""
+    runs = count(100)
     for run in range(runs):
         clock.now = run * DAY
         replicas = [Replica(mortal.url(), 50 * 7, clock) for _ in range(3)]
         taken = await asyncio.gather(*(replicas[n % 3].spend(7) for n in range(200)))
         assert taken.count(True) == 50
         await asyncio.gather(*(replica.close() for replica in replicas))
+    measured(f"{runs} runs of 200 takes", "50 given in each")
 
 
 async def test_what_is_held_is_given_back_on_close(mortal: RedisServer, clock: Clock) -> None:
@@ -132,6 +136,7 @@ async def test_what_is_held_is_given_back_when_idle(mortal: RedisServer, clock: 
     await link.close()
 
 
+@pytest.mark.reliability("B5")
 async def test_without_redis_only_the_rest_of_the_lease_is_spent(
     mortal: RedisServer, clock: Clock
 ) -> None:
@@ -244,6 +249,8 @@ async def test_counters_expire_in_two_days(mortal: RedisServer, clock: Clock) ->
     assert all(2 * DAY - 60 < life <= 2 * DAY for life in lives)
 
 
+@pytest.mark.reliability("F14")
+@pytest.mark.reliability("C7")
 async def test_only_the_least_rights_are_used(mortal: RedisServer, clock: Clock) -> None:
     replica = Replica(mortal.url(), 1000, clock)
     async with redis.asyncio.from_url(mortal.url(OPERATOR)) as operator:
@@ -352,6 +359,7 @@ class Troubled:
                 await replica.link.close()
 
 
+@pytest.mark.reliability("B5")
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_kills_at_random_moments(seed: int) -> None:
     with redis_server("appendonly yes", "appendfsync always") as server:

@@ -125,6 +125,7 @@ CLASSIC: dict[str, tuple[bytes, int]] = {
 }
 
 
+@pytest.mark.reliability("D1")
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("case", CLASSIC)
 async def test_any_answer_is_a_sound_position_or_a_typed_error(case: str, streamed: bool) -> None:
@@ -164,6 +165,7 @@ NATIVE: dict[str, tuple[bytes, int]] = {
 }
 
 
+@pytest.mark.reliability("D1")
 @pytest.mark.parametrize("case", NATIVE)
 async def test_any_answer_of_llama_cpp_is_sound_or_a_typed_error(case: str) -> None:
     body, candidates = NATIVE[case]
@@ -313,6 +315,7 @@ async def left(total: RequestTotal, cap: int) -> int:
     return low
 
 
+@pytest.mark.reliability("C3")
 @pytest.mark.parametrize(
     ("reply", "cost", "estimated"),
     [
