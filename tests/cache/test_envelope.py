@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle  # noqa: TID251 - what must never be read
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -59,29 +60,31 @@ _KEY, _PAYLOAD = b"key", b"payload of some length"
 _GOOD = seal(_KEY, _PAYLOAD)
 
 
+def _cut_out(at: int, end: int) -> bytes:
+    return _GOOD[:at] + _GOOD[end:] if at != end else b""
+
+
+def _of_version(version: int) -> bytes:
+    """With a sum, but none that takes the key."""
+    head = _GOOD[:4] + bytes([version]) + _GOOD[5:-32]
+    return head + hashlib.sha256(head).digest()
+
+
 def bad_entry(luck: random.Random) -> bytes:
     """A sound entry with one fault, or something that was never one."""
-    at, other = luck.randrange(len(_GOOD)), luck.randrange(len(_GOOD))
-    match luck.randrange(9):
-        case 0:
-            return _GOOD[:at] + bytes([_GOOD[at] ^ 1 << luck.randrange(8)]) + _GOOD[at + 1 :]
-        case 1:
-            return _GOOD[:at]
-        case 2:
-            return _GOOD + luck.randbytes(luck.randrange(1, 80))
-        case 3:
-            return _GOOD[:at] + _GOOD[other:] if at != other else b""
-        case 4:  # of another version, with a sum
-            head = _GOOD[:4] + bytes([luck.randrange(256)]) + _GOOD[5:-32]
-            return head + hashlib.sha256(head).digest()
-        case 5:
-            return luck.randbytes(luck.randrange(300))
-        case 6:
-            return pickle.dumps({"payload": luck.randbytes(luck.randrange(99))})
-        case 7:
-            return json.dumps({"payload": luck.random(), "n": [luck.random()] * 9}).encode()
-        case _:
-            return seal(luck.randbytes(8), _PAYLOAD)
+    at, end = luck.randrange(len(_GOOD)), luck.randrange(len(_GOOD))
+    kinds: tuple[Callable[[], bytes], ...] = (
+        lambda: _GOOD[:at] + bytes([_GOOD[at] ^ 1 << luck.randrange(8)]) + _GOOD[at + 1 :],
+        lambda: _GOOD[:at],
+        lambda: _GOOD + luck.randbytes(luck.randrange(1, 80)),
+        lambda: _cut_out(at, end),
+        lambda: _of_version(luck.randrange(256)),
+        lambda: luck.randbytes(luck.randrange(300)),
+        lambda: pickle.dumps({"payload": luck.randbytes(luck.randrange(99))}),
+        lambda: json.dumps({"payload": [luck.random()] * 9}).encode(),
+        lambda: seal(luck.randbytes(8), _PAYLOAD),
+    )
+    return luck.choice(kinds)()
 
 
 @pytest.mark.reliability("A3")
