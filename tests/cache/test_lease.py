@@ -223,6 +223,26 @@ async def test_when_redis_forgets_nobody_takes_more(
         await replica.close()
 
 
+async def test_who_starts_after_redis_forgot_cannot_know_it_until_another_asks(
+    mortal: RedisServer, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As cache/README.md says: with one that remembers it is what was spent until then."""
+    old, new = Replica(mortal.url(), 1000, clock), Replica(mortal.url(), 1000, clock)
+    assert await old.spend(900)
+    async with redis.asyncio.from_url(mortal.url(OPERATOR)) as operator:
+        await operator.flushall()
+    assert await new.spend(300)
+    await old.spend_all(1)  # the rest of its lease, and then it asks
+    assert caplog.text.count("lost today's total") == 1
+    await new.spend_all(1)
+    await old.spend_all(1)
+    assert old.spent == 900
+    assert 300 <= new.spent <= 300 + 1000 // 50
+    assert caplog.text.count("lost today's total") == 1
+    for replica in (old, new):
+        await replica.close()
+
+
 async def test_whoever_finds_more_given_than_taken_takes_nothing(
     mortal: RedisServer, clock: Clock
 ) -> None:
@@ -318,7 +338,7 @@ class Troubled:
         return sum(replica.spent for replica in (*self.replicas, *self.dead))
 
     def replica(self) -> Replica:
-        return Replica(self.server.url(), self.cap, Clock(), deadline=0.05)
+        return Replica(self.server.url(), self.cap, Clock(), deadline=0.2)
 
     async def work(self, place: int) -> None:
         while self.working:
