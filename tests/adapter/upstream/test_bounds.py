@@ -37,12 +37,16 @@ async def test_an_answer_after_our_timeout_is_counted_and_charged(measured: Meas
     cap = 10**9
     many = count(100)
     budget = Budget(many, PRICE, {"limits.money_per_day": RequestTotal(cap)})
-    with scripted(Reply(body=GOOD.body, late=0.15)) as script:
-        for _ in range(many):
-            sender = transport(script.base_url, 0.05)  # each with a breaker of its own
+    with scripted(Reply(body=GOOD.body, late=2.0)) as script:
+
+        async def ask() -> None:
+            sender = transport(script.base_url, 1.0)  # each with a breaker of its own
             with pytest.raises(UpstreamTimeout):
                 await sender.complete(PROMPT, {"max_tokens": 2}, budget)
             await sender.close()
+
+        for _ in range(0, many, 5):
+            await asyncio.gather(*(ask() for _ in range(5)))
         made = script.calls
         assert made <= many  # one whose connection came too late was never asked
         with pytest.raises(AdapterError, match=f"cap of {many} upstream calls"):
