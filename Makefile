@@ -1,16 +1,19 @@
-# Six verbs; each sets up what it needs in .venv and is quick the second time.
+# Seven verbs; each sets up what it needs in .venv and is quick the second time.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check bench train clean
+.PHONY: demo test reliability check bench train clean
 
 demo: $(VENV)/demo.stamp  ## the main job: a hosted model, steered, measured
 	$(BIN)/adapter demo
 
 test: $(VENV)/dev.stamp $(VENV)/vocabularies.stamp  ## all tests; FULL=1 adds the long counts
-	$(BIN)/python -m pytest $(if $(FULL),,-m "not full")
+	FULL=$(FULL) $(BIN)/python -m pytest $(if $(FULL),,-m "not full")
+
+reliability: $(VENV)/dev.stamp  ## what holds whatever fails, at full counts: ID="A1 C4"
+	$(BIN)/python -m tests.reliability $(ID)
 
 check: $(VENV)/dev.stamp  ## lint, format, types, import direction
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -59,18 +59,20 @@ class Budget:
     async def call(self, prompt_tokens: int, output_tokens: int) -> AsyncGenerator["Call", None]:
         """One attempt at a call, reserved; at the end of the block it is settled.
 
-        Raises BudgetExceeded, MoneyExceeded where it is money that is short; nothing is taken then.
+        Where money is short it is for as many output tokens as can be paid, `tokens` of the call.
+        Raises BudgetExceeded, MoneyExceeded where not even one can; nothing is taken then.
         """
         if self._stopped:
             raise asyncio.CancelledError
         if self._left <= 0:
-            raise self._refusal(_CALLS)
+            raise self.refusal(_CALLS)
         self._left -= 1
         call = Call(self, prompt_tokens)
         try:
-            await call.more(output_tokens)
+            await call.more(output_tokens, least=min(1, output_tokens))
         except BaseException:
             self._left += 1
+            await _give(list(self._caps.values()), call.reserved)
             raise
         try:
             yield call
@@ -85,18 +87,34 @@ class Budget:
         """What so many tokens cost, in nano-units; 0 without a price."""
         return 0 if self._price is None else self._price.nanos(usage)
 
-    async def take(self, nanos: int) -> None:
-        """Take an amount from every total, or from none. Raises MoneyExceeded."""
+    async def take(self, nanos: int) -> str | None:
+        """Take an amount from every total, or from none; the cap that refused it."""
+        refused = None
         taken: list[Total] = []
         try:
             for cap, total in self._caps.items():
                 if not await total.take(nanos):
-                    raise self._refusal(cap)
+                    refused = cap
+                    break
                 taken.append(total)
         except BaseException:
-            for total in taken:
-                await total.give(nanos)
+            await _give(taken, nanos)
             raise
+        if refused is not None:
+            await _give(taken, nanos)
+        return refused
+
+    def refusal(self, cap: str) -> BudgetExceeded:
+        """The error for a cap that is reached, which is logged and counted."""
+        _LOG.info("no upstream call: %s is reached", cap)
+        if self._ledger is not None:
+            self._ledger.refused(cap)
+        if cap == _CALLS:
+            return BudgetExceeded(
+                f"this request reached its cap of {self._cap} upstream calls "
+                f"({_CALLS}); ask for fewer tokens or raise the cap"
+            )
+        return MoneyExceeded(f"what is left of {cap} does not pay for another upstream call")
 
     async def _settle(self, call: "Call") -> None:
         """Give back what was not spent; what was spent beyond the reservation is taken too."""
@@ -112,42 +130,62 @@ class Budget:
             if self._ledger is not None:
                 self._ledger.spent(spent)
 
-    def _refusal(self, cap: str) -> BudgetExceeded:
-        _LOG.info("no upstream call: %s is reached", cap)
-        if self._ledger is not None:
-            self._ledger.refused(cap)
-        if cap == _CALLS:
-            return BudgetExceeded(
-                f"this request reached its cap of {self._cap} upstream calls "
-                f"({_CALLS}); ask for fewer tokens or raise the cap"
-            )
-        return MoneyExceeded(f"what is left of {cap} does not pay for another upstream call")
+
+async def _give(totals: Sequence[Total], nanos: int) -> None:
+    for total in totals:
+        await total.give(nanos)
 
 
 class Call:
-    """One attempt at a call while it is under way.
+    """One attempt at a call while it is under way; `tokens` of output are paid for so far.
 
     Where nobody settles it, all that was reserved counts as spent, and as an estimate.
     """
 
     def __init__(self, budget: Budget, prompt_tokens: int) -> None:
+        self.tokens = 0
         self.reserved = 0
         self.usage: Usage | None = None
         self.estimated = True
         self._budget = budget
         self._prompt_tokens = prompt_tokens
 
-    async def more(self, output_tokens: int) -> None:
-        """Reserve up to so many output tokens in all. Raises MoneyExceeded, taking nothing."""
-        usage = Usage(prompt_tokens=self._prompt_tokens, completion_tokens=output_tokens)
-        amount = self._budget.cost(usage)
-        if amount > self.reserved:
-            await self._budget.take(amount - self.reserved)
-            self.reserved = amount
+    async def more(self, output_tokens: int, least: int | None = None) -> None:
+        """Reserve so many output tokens in all; where money is short fewer, but at least `least`.
+
+        Raises MoneyExceeded where that is too much, taking nothing.
+        """
+        refused = await self._reserve(output_tokens)
+        if refused is None:
+            return
+        if least is not None and least < output_tokens:
+            # Before all between: where nothing is left, as for the rest of a day, it is two asks.
+            refused = await self._reserve(least)
+        if refused is not None:
+            raise self._budget.refusal(refused)
+        paid, unpaid = self.tokens, output_tokens
+        while unpaid - paid > 1:
+            middle = (paid + unpaid) // 2
+            if await self._reserve(middle) is None:
+                paid = middle
+            else:
+                unpaid = middle
 
     def settle(self, usage: Usage, estimated: bool = False) -> None:
         """Say what the call consumed, `Usage()` for nothing at all; the last word counts."""
         self.usage, self.estimated = usage, estimated
+
+    async def _reserve(self, output_tokens: int) -> str | None:
+        """Reserve so many in all, or nothing more: then the cap that refused it."""
+        usage = Usage(prompt_tokens=self._prompt_tokens, completion_tokens=output_tokens)
+        amount = self._budget.cost(usage)
+        if amount > self.reserved:
+            refused = await self._budget.take(amount - self.reserved)
+            if refused is not None:
+                return refused
+            self.reserved = amount
+        self.tokens = output_tokens
+        return None
 
 
 class RequestTotal:

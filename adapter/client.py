@@ -49,11 +49,17 @@ class ChatMessage(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class AnswerUsage:
-    """Tokens of the adapted answer, and what the upstream was paid to make it."""
+    """Tokens of the adapted answer, and what it took of the upstream to make it.
+
+    `cost` is in the currency of the configured prices, None without any; `estimated` where the
+    upstream did not say what it billed for every part.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     upstream: Usage
+    cost: float | None = None
+    estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,7 @@ class Answer:
     """One answer; `steps` is empty where no trace was asked.
 
     `flags` speak of the answer as a whole: `end_unsteered` where the upstream hid its END.
+    `finish` is `budget` where a cap on calls or money ended it.
     """
 
     text: str
@@ -68,6 +75,7 @@ class Answer:
     usage: AnswerUsage
     finish_reason: str
     flags: frozenset[str] = frozenset()
+    finish: str | None = None
 
 
 class AsyncClient:
@@ -150,7 +158,8 @@ class AsyncClient:
                 last = last.updated(chunk)
         if last.usage is None or last.finish_reason is None:
             raise _malformed()
-        return Answer("".join(texts), tuple(steps), last.usage, last.finish_reason, last.flags)
+        ended = (last.usage, last.finish_reason, last.flags, last.finish)
+        return Answer("".join(texts), tuple(steps), *ended)
 
     async def _chunks(
         self, given: Mapping[str, Any], options: Options
@@ -186,6 +195,7 @@ class _Chunk:
     flags: frozenset[str] = frozenset()
     finish_reason: str | None = None
     usage: AnswerUsage | None = None
+    finish: str | None = None
 
     def updated(self, later: "_Chunk") -> "_Chunk":
         """What is known of the answer as a whole."""
@@ -193,6 +203,7 @@ class _Chunk:
             flags=self.flags | later.flags,
             finish_reason=later.finish_reason or self.finish_reason,
             usage=later.usage or self.usage,
+            finish=later.finish or self.finish,
         )
 
 
@@ -255,6 +266,7 @@ def _chunk(data: str) -> _Chunk:
         flags=frozenset(steering.get("flags", ())),
         finish_reason=choice.get("finish_reason"),
         usage=_usage(usage) if usage else None,
+        finish=steering.get("finish"),
     )
 
 
@@ -296,8 +308,10 @@ def _special(data: Mapping[str, Any]) -> str | None:
 
 def _usage(data: Mapping[str, Any]) -> AnswerUsage:
     fields = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens")
-    upstream = Usage(*(data["upstream"][name] for name in fields))
-    return AnswerUsage(data["prompt_tokens"], data["completion_tokens"], upstream)
+    spent = data["upstream"]
+    upstream = Usage(*(spent[name] for name in fields))
+    tokens = (data["prompt_tokens"], data["completion_tokens"])
+    return AnswerUsage(*tokens, upstream, spent.get("cost"), bool(spent.get("estimated")))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ AdapterError
 │   ├── UpstreamTimeout          504
 │   ├── UpstreamRefused          the upstream answered 4xx: wrong key, unknown model, bad field
 │   └── UpstreamMalformed        an answer without usable log-probabilities
+├── ServiceStopping          503, the service was told to stop while it answered
 └── ServiceError             what the Python client raises for an error answer of the service
 """
 
@@ -169,6 +170,13 @@ class UpstreamMalformed(UpstreamError):
     """The upstream answered without usable log-probabilities; nothing can be steered."""
 
     code = "upstream_malformed"
+
+
+class ServiceStopping(AdapterError):
+    """The service was told to stop, and this answer took too long to be waited for."""
+
+    status = 503
+    code = "service_stopping"
 
 
 class ServiceError(AdapterError):

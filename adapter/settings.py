@@ -159,7 +159,9 @@ class PriceSettings(Section):
 
 
 class UpstreamSettings(Section):
-    """The hosted model; `timeout` in seconds; `max_concurrency` bounds the calls under way.
+    """The hosted model; `max_concurrency` bounds the calls under way.
+
+    `timeout` in seconds is for a whole answer, and for each wait for an event of a stream.
 
     `api: auto` takes what `adapter probe` found out, and probes at the start where nothing is kept.
     `prefix`: how the prompt and what was generated are sent; by default as ids, unless the probe

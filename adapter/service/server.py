@@ -11,8 +11,8 @@ from starlette.types import ASGIApp
 
 from adapter.settings import LogSettings
 
-_LAST_ANSWERS = 30
-"""Seconds that running answers have when the server is told to stop."""
+_LAST_ANSWERS = 25
+"""Seconds that running answers have when the server is told to stop; then streams are ended."""
 
 
 class Server(uvicorn.Server):

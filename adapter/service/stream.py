@@ -1,5 +1,6 @@
 """Server-sent events as OpenAI's clients expect them, and the response that carries them."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
@@ -8,12 +9,15 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from adapter.errors import ServiceStopping
 from adapter.service.disconnect import ClientGone, unless_gone
 from adapter.service.failures import failure
 from adapter.service.parts import Part, Tally
 from adapter.service.render import Dialect, Envelope, Json, View, usage
 
 DONE = b"data: [DONE]\n\n"
+
+_STOPPING = ServiceStopping("the service stops, and this answer is not whole; ask again")
 
 
 def event(data: Mapping[str, Any]) -> bytes:
@@ -63,6 +67,7 @@ def _choices(part: Part, dialect: Dialect, view: View, opened: set[int]) -> Iter
 class EventStream(StreamingResponse):
     """Sends events until they end or the client hangs up; then they are closed at once.
 
+    Where the server stops and cancels what still runs, an error is the last event.
     Starlette's own response notices a hang-up in time only on servers of ASGI 2.3.
     """
 
@@ -85,3 +90,6 @@ class EventStream(StreamingResponse):
                 await unless_gone(receive, self.stream_response(send), self._stop)
             except ClientGone:
                 return
+            except asyncio.CancelledError:
+                last = event(_STOPPING.body())
+                await send({"type": "http.response.body", "body": last, "more_body": False})

@@ -12,17 +12,17 @@ STEP = 16
 
 
 class Meter:
-    """Counts what comes of up to `most` tokens, the first STEP of them reserved.
+    """Counts what comes of up to `most` tokens, of which the call has reserved the first ones.
 
     Until the upstream says what it consumed, and wherever the stream is cut, what came and one
-    chunk more counts as spent: the upstream works on until it notices.
+    chunk more counts as spent, as far as so much was asked for: the upstream works on until it
+    notices.
     """
 
     def __init__(self, call: Call, prompt_tokens: int, most: int) -> None:
         self._call = call
         self._prompt_tokens = prompt_tokens
         self._most = most
-        self._reserved = min(STEP, most)
         self._received = 0
         self._chunk = 1
         self._said = False
@@ -37,14 +37,14 @@ class Meter:
         if usage is not None and self._said:
             self._call.settle(usage)
         else:
-            self._estimate(self._received + self._chunk)
+            self._estimate(max(self._received, min(self._received + self._chunk, self._most)))
 
     async def go_on(self) -> None:
         """Pay for what may come next. Raises what the budget raises, where that cannot be had."""
         needed = self._received + self._chunk
-        if self._reserved < min(needed, self._most):
-            self._reserved = min(needed + STEP - 1, self._most)
-            await self._call.more(self._reserved)
+        if self._call.tokens < min(needed, self._most):
+            longest = min(needed + STEP - 1, self._most)
+            await self._call.more(longest, least=min(needed, self._most))
 
     def end(self) -> None:
         """The upstream ended the stream by itself."""

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -98,6 +98,17 @@ class _Question:
         return int(self.fields.get("max_tokens", _TOKENS))
 
     @property
+    def first(self) -> int:
+        """How many of them are reserved before it is asked: a stream's are as they come."""
+        return min(STEP, self.tokens) if self.fields.get("stream") else self.tokens
+
+    def paid(self, call: Call) -> "_Question":
+        """The same for no more tokens than money is left for."""
+        if call.tokens >= self.first:
+            return self
+        return replace(self, fields={**self.fields, "max_tokens": call.tokens})
+
+    @property
     def largest(self) -> int:
         """Bytes of the largest answer that is read."""
         return _ENVELOPE + _ENTRY * self.tokens * (1 + int(self.fields.get("logprobs", 0)))
@@ -161,7 +172,7 @@ class Transport:
         async with AsyncExitStack() as stack:
             begin = partial(self._begin, stack, question, until)
             (events, body, call), calls = await self._retries(begin, self._endpoint.timeout)
-            meter = Meter(call, prompt_length(prompt), question.tokens)
+            meter = Meter(call, prompt_length(prompt), question.paid(call).tokens)
             while body is not None:
                 meter.read(body)
                 yield Answer(body, calls)
@@ -177,7 +188,7 @@ class Transport:
         await self._sdk.close()
 
     async def _once(self, question: _Question, until: float) -> Mapping[str, Any]:
-        async with self._answering(question, question.tokens, until) as (chunks, call):
+        async with self._answering(question, until) as (chunks, call):
             try:
                 async with self._by(until):
                     body = self._object(b"".join([chunk async for chunk in chunks]))
@@ -198,8 +209,7 @@ class Transport:
         The connection stays open as long as the stack.
         """
         async with AsyncExitStack() as own:
-            first = min(STEP, question.tokens)
-            chunks, call = await own.enter_async_context(self._answering(question, first, until))
+            chunks, call = await own.enter_async_context(self._answering(question, until))
             events = self._events(chunks)
             own.push_async_callback(events.aclose)
             async with self._by(until):
@@ -209,9 +219,9 @@ class Transport:
 
     @asynccontextmanager
     async def _answering(
-        self, question: _Question, tokens: int, until: float
+        self, question: _Question, until: float
     ) -> AsyncGenerator[tuple[AsyncIterator[bytes], Call], None]:
-        """The body of a 200 answer, and what was reserved for so many tokens of it.
+        """The body of a 200 answer, and what was reserved for it.
 
         Whoever waits in line has nothing reserved, and is no failure of the upstream.
         """
@@ -222,9 +232,10 @@ class Transport:
                 raise self._late()
             stack.enter_context(self._breaker.watch())
             async with self._by(until):
-                paid = question.budget.call(prompt_length(question.prompt), tokens)
-                call = await stack.enter_async_context(paid)
-                response = await stack.enter_async_context(self._asked(question, call))
+                reserved = question.budget.call(prompt_length(question.prompt), question.first)
+                call = await stack.enter_async_context(reserved)
+                asked = self._asked(question.paid(call), call)
+                response = await stack.enter_async_context(asked)
             streams = "text/event-stream" in response.headers.get("content-type", "")
             if question.fields.get("stream") and not streams:
                 raise UpstreamMalformed(f"{self._where} does not stream its answers")

@@ -10,10 +10,16 @@ from adapter.upstream.capabilities import Capabilities
 
 
 class Call(Protocol):
-    """One attempt at a call, paid for in advance."""
+    """One attempt at a call, paid for in advance: so many output `tokens` of it."""
 
-    async def more(self, output_tokens: int) -> None:
-        """Reserve up to so many output tokens in all; raises where they cannot be had."""
+    @property
+    def tokens(self) -> int: ...
+
+    async def more(self, output_tokens: int, least: int | None = None) -> None:
+        """Reserve so many output tokens in all; where money is short fewer, but at least `least`.
+
+        Raises where that is too much.
+        """
         ...
 
     def settle(self, usage: Usage, estimated: bool = False) -> None:
@@ -27,7 +33,10 @@ class Allowance(Protocol):
     def call(
         self, prompt_tokens: int, output_tokens: int
     ) -> AbstractAsyncContextManager[Call, bool | None]:
-        """Reserve an attempt at a call before it is made; raises where it cannot be had."""
+        """Reserve an attempt at a call before it is made; raises where it cannot be had.
+
+        Where money is short, for fewer output tokens: those of the Call are what may be asked for.
+        """
         ...
 
 

@@ -98,6 +98,39 @@ async def test_money_that_one_cap_refuses_is_taken_from_none() -> None:
         pass
 
 
+@pytest.mark.parametrize("left", [*range(1, 9), 31, 32, 33])
+async def test_a_call_is_as_long_as_money_reaches(left: int) -> None:
+    """32 tokens asked for behind 10; what is left over pays for no further one."""
+    day, ledger = Watched(10_000 + left * 4_000 + 3_999), Kept()
+    budget = Budget(9, PRICE, {"day": day, "request": RequestTotal(10**9)}, ledger)
+    async with budget.call(10, 32) as call:
+        assert call.tokens == min(left, 32)
+        assert day.out == 10_000 + call.tokens * 4_000
+        call.settle(used(10, call.tokens))
+    assert (ledger.caps, day.takes <= 8) == ([], True)
+
+
+async def test_where_nothing_is_left_it_is_two_asks_and_one_refusal() -> None:
+    day, ledger = Watched(13_999), Kept()
+    with pytest.raises(MoneyExceeded):
+        await Budget(9, PRICE, {"day": day}, ledger).call(10, 32).__aenter__()
+    assert (day.takes, day.out, ledger.caps) == (2, 0, ["day"])
+
+
+async def test_cancelled_while_a_length_is_sought_nothing_stays_out() -> None:
+    for steps in range(20):
+        day = Watched(10_000 + 5 * 4_000)
+        task = asyncio.create_task(Budget(9, PRICE, {"day": day}).call(10, 32).__aenter__())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        done = task.done()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        assert day.out == (30_000 if done else 0)
+    assert done
+
+
 async def test_a_step_that_cannot_be_had_leaves_what_is_reserved() -> None:
     day = Watched(20_000)
     budget = Budget(9, PRICE, {"day": day})
@@ -215,25 +248,35 @@ calls = st.tuples(
 
 
 class Twin:
-    """The same in plain arithmetic, one call after the other: what is out, billed and made."""
+    """The same in plain arithmetic, one call after the other: what is out, billed and made.
+
+    How much of the first step can be paid is found by trying every length.
+    """
 
     def __init__(self, caps: tuple[int, int]) -> None:
         self.caps = caps
         self.out = [0, 0]
         self.bill = self.made = 0
+        self.lengths: list[int] = []
+
+    def pays(self, amount: int) -> bool:
+        return all(out + amount <= cap for out, cap in zip(self.out, self.caps, strict=True))
 
     def call(self, prompt: int, steps: list[int], said: Usage | None) -> None:
         if self.made == 10:
             return
         reserved, begun = 0, False
-        for tokens in steps:
+        first = range(steps[0], min(0, steps[0] - 1), -1)
+        longest = next((n for n in first if self.pays(PRICE.nanos(used(prompt, n)))), steps[0])
+        for tokens in (longest, *steps[1:]):
             more = max(0, PRICE.nanos(used(prompt, tokens)) - reserved)
-            if any(out + more > cap for out, cap in zip(self.out, self.caps, strict=True)):
+            if not self.pays(more):
                 said = None
                 break
             self.out = [out + more for out in self.out]
             reserved, begun = reserved + more, True
         self.made += begun
+        self.lengths += [longest] * begun
         cost = reserved if said is None or not begun else PRICE.nanos(said)
         self.bill += cost
         for i, cap in enumerate(self.caps):
@@ -246,11 +289,13 @@ class Twin:
 async def test_totals_hold_what_was_settled(script: list, own: int, cap: int) -> None:
     request, day, ledger, twin = Watched(own), Watched(cap), Kept(), Twin((own, cap))
     budget = Budget(10, PRICE, {"request": request, "day": day}, ledger)
+    lengths: list[int] = []
     for prompt, steps, counts, end in script:
         said = None if counts is None else used(*counts)
         twin.call(prompt, steps, said)
         with suppress(BudgetExceeded, KeyError, asyncio.CancelledError):
             async with budget.call(prompt, steps[0]) as call:
+                lengths.append(call.tokens)
                 for tokens in steps[1:]:
                     await call.more(tokens)
                 if said is not None:
@@ -259,5 +304,6 @@ async def test_totals_hold_what_was_settled(script: list, own: int, cap: int) ->
                     raise end
         assert [request.out, day.out] == twin.out
         assert budget.bill.nanos == twin.bill == sum(ledger.amounts)
+        assert lengths == twin.lengths
     assert request.most <= own
     assert day.most <= cap

@@ -11,6 +11,8 @@ from adapter.price import Price
 from adapter.upstream.transport import Endpoint, Transport
 from cache import Totals, open_totals
 from tests.adapter.upstream.test_retries import Naps
+from tests.conftest import Measured
+from tests.support.counts import count
 from tests.support.redis_server import RedisServer, needs_redis, redis_server
 from tests.support.scripted import Reply, classic, scripted
 
@@ -45,11 +47,11 @@ async def race(totals: list[Totals], name: str, cap: int, sender: Transport) -> 
     return await asyncio.gather(*(request(i) for i in range(REQUESTS)))
 
 
-@pytest.mark.parametrize("runs", [5, pytest.param(100, marks=pytest.mark.full)])
+@pytest.mark.reliability("C1")
 async def test_200_requests_to_3_replicas_share_a_cap_worth_50_calls(
-    redis: RedisServer, runs: int
+    redis: RedisServer, measured: Measured
 ) -> None:
-    most = 0
+    most, runs = 0, count(100)
     for run in range(runs):
         totals = [open_totals(redis.url()) for _ in range(REPLICAS)]
         with scripted(GOOD) as script:
@@ -61,8 +63,10 @@ async def test_200_requests_to_3_replicas_share_a_cap_worth_50_calls(
         assert script.calls == ended.count("answered") <= 50
         most = max(most, script.calls)
     assert most > 40, "a cap nobody comes near shows nothing"
+    measured(f"{runs} runs of {REQUESTS} requests", f"{most} paid calls at most")
 
 
+@pytest.mark.reliability("B5")
 async def test_with_redis_gone_a_replica_spends_what_it_holds_and_no_more(
     redis: RedisServer,
 ) -> None:

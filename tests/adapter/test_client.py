@@ -1,6 +1,7 @@
 """The Python client against the service on a real socket."""
 
 import asyncio
+import json
 import subprocess
 import sys
 import threading
@@ -62,6 +63,22 @@ def test_stream(client):
 
 def test_models(client):
     assert client.models() == ("m", "org/other")
+
+
+def test_a_stated_cost_is_told_and_a_missing_one_is_none(client):
+    spent = {"calls": 1, "prompt_tokens": 3, "cached_tokens": 0, "completion_tokens": 1}
+    usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
+    events = [
+        {"choices": [{"text": "a", "finish_reason": "length", "steering": {"finish": "budget"}}]},
+        {"choices": [], "usage": usage | {"upstream": spent | {"cost": 0.5, "estimated": True}}},
+    ]
+    body = b"".join(b"data: %b\n\n" % json.dumps(one).encode() for one in events)
+    app = answering(200, body + b"data: [DONE]\n\n", b"text/event-stream")
+    with serving(app) as address, Client(address) as paid:
+        told = paid.complete(model="m", prompt="p")
+    assert (told.usage.cost, told.usage.estimated, told.finish) == (0.5, True, "budget")
+    free = client.complete(model="m", prompt="p")
+    assert (free.usage.cost, free.usage.estimated, free.finish) == (None, False, None)
 
 
 async def test_the_async_client_is_the_same(hello):

@@ -1,9 +1,13 @@
 """Text leaves whole: no half characters, no part of a stop string."""
 
+import random
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adapter.stopping import Release
+from tests.support.counts import count
 
 
 def fed(pieces, stops=()):
@@ -62,3 +66,28 @@ def test_any_cutting_gives_the_same_text(text, stops, sizes):
             return
     assert not stopped
     assert "".join(out) == text
+
+
+@pytest.mark.reliability("D8")
+def test_any_bytes_in_any_tokens_leave_as_whole_characters(measured):
+    """Half of them valid text cut anywhere, half with bytes that are none."""
+    luck, many, invalid = random.Random(8), count(10_000), 0
+    letters = "aé日🙂\n\u0301"
+    for number in range(many):
+        text = "".join(luck.choices(letters, k=luck.randrange(1, 20))).encode()
+        data = text if number % 2 else bytes(b ^ (luck.random() < 0.1) * 128 for b in text)
+        tokens, at = [], 0
+        while at < len(data):
+            size = luck.randrange(1, 5)
+            tokens.append(data[at : at + size])
+            at += size
+        out, _ = fed(tokens)
+        expected = data.decode(errors="replace")
+        invalid += "\ufffd" in expected
+        assert "".join(out) == expected
+        for piece in out:
+            assert expected.startswith(piece)
+            expected = expected[len(piece) :]
+            piece.encode()
+    assert many / 10 < invalid < many
+    measured(f"{many:,} byte sequences", f"all valid UTF-8; {invalid:,} had bytes that are no text")

@@ -54,6 +54,7 @@ async def test_keys_do_not_wait_for_each_other_and_nothing_is_remembered() -> No
     assert await flight.share(b"1", again) == b"new"
 
 
+@pytest.mark.reliability("E4")
 async def test_a_cancelled_leader_leaves_its_fetch_to_the_others() -> None:
     for seed in range(1000):
         flight: Flight[bytes] = Flight()

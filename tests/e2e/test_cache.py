@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import json
-import logging
 import re
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -17,13 +17,12 @@ from adapter.adapter import Adapter
 from adapter.service.app import create_app
 from tests.e2e.prompts import PROMPTS
 from tests.support.configured import settings_for
+from tests.support.counts import count
 from tests.support.model_server import model_server
 from tests.support.redis_server import ACCOUNT, OPERATOR, RedisServer, needs_redis, redis_server
 from tests.support.sockets import free_port, serving
 from tests.support.tcp_proxy import cut_after, delayed, instead, proxy, sliced, untouched
 from tests.support.tiny import tiny
-
-LOG = logging.getLogger(__name__)
 
 pytestmark = [pytest.mark.redis, needs_redis]
 
@@ -199,19 +198,25 @@ def test_x_cache_with_every_kind_of_draft(server, lookahead):
             assert found == ["miss", "hit"]
 
 
-async def test_a_hundred_at_once_pay_for_one(server, steady):
-    with service(server, steady.url()) as address:
+@pytest.mark.reliability("E4")
+async def test_a_hundred_at_once_on_each_of_three_replicas(server, steady, measured):
+    with contextlib.ExitStack() as stack:
+        replicas = [stack.enter_context(service(server, steady.url())) for _ in range(3)]
         before = len(server.requests)
-        async with httpx.AsyncClient(timeout=HANG) as client:
+        async with httpx.AsyncClient(
+            timeout=HANG, limits=httpx.Limits(max_connections=300)
+        ) as all_:
             asked = [
-                client.post(f"{address}/v1/completions", json=body("All at once", None))
-                for _ in range(100)
+                all_.post(f"{replicas[n % 3]}/v1/completions", json=body("All at once", None))
+                for n in range(300)
             ]
             answers = await asyncio.gather(*asked)
     assert {answer.status_code for answer in answers} == {200}
     assert len({told(answer) for answer in answers}) == 1
-    sent = [json.dumps(request, sort_keys=True) for request in server.requests[before:]]
-    assert len(sent) == len(set(sent)) == sum(calls(answer) for answer in answers)
+    sent = Counter(json.dumps(request, sort_keys=True) for request in server.requests[before:])
+    assert sent.total() == sum(calls(answer) for answer in answers)
+    assert max(sent.values()) <= 3
+    measured("300 requests to 3 replicas", f"at most {max(sent.values())} calls for a prefix")
 
 
 @pytest.mark.parametrize(
@@ -332,6 +337,8 @@ def watched(server: RedisServer) -> socket.socket:
     return monitor
 
 
+@pytest.mark.reliability("F3")
+@pytest.mark.reliability("F4")
 def test_nothing_private_reaches_redis_or_the_log(server, mortal, caplog):
     caplog.set_level("DEBUG")
     with contextlib.closing(watched(mortal)) as monitor, service(server, mortal.url()) as address:
@@ -375,22 +382,36 @@ def test_metrics_of_the_cache(server):
         assert registry.get_sample_value("adapter_cache_failures_total") == 0
 
 
-FAULTS = ["none", *SPOILS, "frozen", "killed", "wrong password"]
+FAULTS = ["none", *SPOILS, "frozen", "killed", "refused", "wrong password", "full", "read-only"]
 
 
-@pytest.mark.full
+def harm(server: RedisServer, fault: str) -> None:
+    """Faults of the server itself; the others are the proxy's."""
+    operator = redis.Redis(port=server.port, **account(OPERATOR))
+    if fault == "frozen":
+        server.freeze()
+    elif fault == "killed":
+        server.kill()
+    elif fault == "full":
+        operator.config_set("maxmemory", 1)
+    elif fault == "read-only":
+        operator.replicaof("127.0.0.1", "9")
+    operator.close()
+
+
+@pytest.mark.reliability("B1")
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_of_a_thousand_requests_none_fails(server, mortal, log, fault):
-    """New prompts, ten at a time, with two upstream calls each; the log has what they took."""
+async def test_of_a_thousand_requests_none_fails(server, mortal, log, fault, measured):
+    """New prompts, ten at a time, with two upstream calls each."""
     async with proxy(mortal.port) as between:
         between.spoil = SPOILS.get(fault, untouched)
         user = "adapter:wrong" if fault == "wrong password" else ACCOUNT
-        with service(server, f"redis://{user}@127.0.0.1:{between.port}") as address:
+        port = free_port() if fault == "refused" else between.port
+        with service(server, f"redis://{user}@127.0.0.1:{port}") as address:
             ask(address, "To begin with", None)
-            {"frozen": mortal.freeze, "killed": mortal.kill}.get(fault, lambda: None)()
-            begun = time.monotonic()
+            harm(mortal, fault)
             async with httpx.AsyncClient(timeout=HANG) as client:
-                queue, costs = iter(range(1000)), []
+                queue, costs = iter(range(count(1000))), []
 
                 async def worker() -> None:
                     for n in queue:
@@ -402,8 +423,10 @@ async def test_of_a_thousand_requests_none_fails(server, mortal, log, fault):
                         assert answer.status_code == 200
 
                 await asyncio.gather(*(worker() for _ in range(10)))
-            took = time.monotonic() - begun
     costs.sort()
-    LOG.info("%s: median %.0f, p99 %.0f ms, %.0f s", fault, costs[500], costs[990], took)
-    assert len(costs) == 1000
-    assert len(log()) <= 2
+    assert len(costs) == count(1000)
+    assert len(log()) <= max(2, len(costs) // 50)  # each time a busy machine stands still is two
+    middle, most = costs[len(costs) // 2], costs[len(costs) * 99 // 100]
+    measured(
+        f"{fault}, {len(costs):,} requests", f"0 failed, median {middle:.0f}, p99 {most:.0f} ms"
+    )

@@ -1,6 +1,7 @@
 """An upstream that breaks off or never ends: the client always sees an end, and calls are few."""
 
 import json
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 
 from adapter.adapter import Adapter
 from adapter.service.app import create_app
+from tests.conftest import Measured
 from tests.support.configured import settings_for
+from tests.support.counts import count
 from tests.support.scripted import Reply, Scripted, classic, events, scripted
 from tests.support.sockets import serving
 
@@ -53,14 +56,20 @@ def ask(client: openai.OpenAI, **more: Any) -> tuple[int, str | None]:
     return chunks, finish
 
 
-def cuts() -> Iterator[tuple[int, bool]]:
-    """Bytes after which the upstream is cut, and whether it has said all of its tokens by then."""
-    at = 0
+def cuts(count: int) -> Iterator[tuple[int, bool]]:
+    """Bytes after which the upstream is cut, and whether it has said all of its tokens by then.
+
+    About every border between events first, then anywhere.
+    """
+    luck, at, all_said = random.Random(1), 0, 0
+    borders = []
     for number, body in enumerate([*PIECES, LAST, SPENT]):
-        size = len(b"data: %b\n\n" % json.dumps(body).encode())
-        for inside in (0, 1, size // 2, size - 1):
-            yield at + inside, number >= TOKENS
-        at += size
+        all_said = at if number == TOKENS else all_said
+        borders += [at, at + 1, at + 5]
+        at += len(b"data: %b\n\n" % json.dumps(body).encode())
+    anywhere = (luck.randrange(at) for _ in range(count - len(borders)))
+    for place in (*borders, *anywhere):
+        yield place, place >= all_said
 
 
 def test_whole(client: openai.OpenAI, script: Scripted) -> None:
@@ -68,10 +77,13 @@ def test_whole(client: openai.OpenAI, script: Scripted) -> None:
     assert ask(client)[1] == "length"
 
 
+@pytest.mark.reliability("E1")
 @pytest.mark.parametrize("promised", [True, False], ids=["cut", "clean close"])
-def test_no_cut_is_silent(client: openai.OpenAI, script: Scripted, promised: bool) -> None:
+def test_no_cut_is_silent(
+    client: openai.OpenAI, script: Scripted, promised: bool, measured: Measured
+) -> None:
     raised = ended = 0
-    for at, all_said in cuts():
+    for at, all_said in cuts(count(1000)):
         whole = {"body": WHOLE.body, "cut": at} if promised else {"body": WHOLE.body[:at]}
         script.replies[:] = [Reply(headers=WHOLE.headers, **whole)]
         script.requests.clear()
@@ -85,10 +97,14 @@ def test_no_cut_is_silent(client: openai.OpenAI, script: Scripted, promised: boo
         assert script.calls <= 3
         script.replies[:] = [WHOLE]
         assert ask(client)[1] == "length"  # it answers again, and the breaker stays closed
-    assert raised >= 4 * TOKENS
+    assert raised + ended == count(1000)
+    assert raised >= 3 * TOKENS
     assert ended > 0
+    kind = "in the middle" if promised else "as if it were the end"
+    measured(f"{count(1000):,} cuts {kind}", f"{raised} raised, {ended} had all been said")
 
 
+@pytest.mark.reliability("C2")
 @pytest.mark.parametrize("lookahead", [1, 4, "stream"])
 def test_a_loop_that_never_ends_makes_no_more_calls_than_tokens(
     client: openai.OpenAI, script: Scripted, lookahead: Any
@@ -102,6 +118,7 @@ def test_a_loop_that_never_ends_makes_no_more_calls_than_tokens(
     assert (finish, script.calls) == ("length", 20)
 
 
+@pytest.mark.reliability("C2")
 @pytest.mark.parametrize("lookahead", [1, "stream"])
 def test_an_upstream_that_gives_nothing_is_asked_once(
     client: openai.OpenAI, script: Scripted, lookahead: Any

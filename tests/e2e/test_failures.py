@@ -63,6 +63,7 @@ UPSTREAM = {
 }
 
 
+@pytest.mark.reliability("D7")
 @pytest.mark.parametrize("fault", UPSTREAM)
 def test_upstream_faults_over_http(fault):
     reply, status, code, reason = UPSTREAM[fault]

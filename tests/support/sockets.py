@@ -8,7 +8,10 @@ import time
 from collections.abc import Iterator
 
 import uvicorn
+from fastapi import FastAPI
 from starlette.types import ASGIApp
+
+from tests.support.strict import Strict
 
 
 class _Quick(uvicorn.Server):
@@ -21,7 +24,13 @@ class _Quick(uvicorn.Server):
 
 @contextlib.contextmanager
 def serving(app: ASGIApp) -> Iterator[str]:
-    """The address of an app on a free port, served by a thread until the end of the block."""
+    """The address of an app on a free port, served by a thread until the end of the block.
+
+    Whatever our own service writes must be JSON to a strict reader.
+    """
+    strict = Strict(app)
+    if isinstance(app, FastAPI):
+        app = strict
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, ws="none")
     server = _Quick(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -36,6 +45,7 @@ def serving(app: ASGIApp) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(10)
+    assert strict.wrong == []
 
 
 def free_port() -> int:

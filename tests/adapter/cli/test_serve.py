@@ -6,11 +6,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
 from adapter.cli.serve import _bind
+from tests.support.counts import count
 
 COMMAND = [sys.executable, "-c", "from adapter.cli import main; main()"]
 SETTINGS = """
@@ -27,6 +31,24 @@ from adapter.cli import main
 main()
 """
 WAIT = 30
+
+STOPPING = """
+import asyncio, sys
+import adapter.adapter
+import adapter.service.server
+from tests.support.scripted_adapter import ScriptedAdapter, ending, step
+
+class Slow(ScriptedAdapter):
+    async def run(self, job, choice=0):
+        yield step("Hi")
+        await asyncio.sleep(1 if job.request.sampling.max_tokens == 1 else 3600)
+        yield ending()
+
+adapter.service.server._LAST_ANSWERS = float(sys.argv.pop(1))
+adapter.adapter.Adapter.from_settings = lambda settings: Slow()
+from adapter.cli import main
+main()
+"""
 
 
 @pytest.fixture
@@ -116,3 +138,42 @@ def test_help_is_quick_and_carries_examples():
         )
         assert done.returncode == 0, done.stderr
         assert ("Example" in done.stdout) == (words != ["--help"])
+
+
+@pytest.mark.reliability("E5")
+def test_stopping_cuts_no_stream_without_saying_so(file, measured):
+    """Of 50 streams half end by themselves in time, and half would never."""
+    patience = count(25)
+    command = [sys.executable, "-c", STOPPING, str(patience), "serve", file, "--port", "0"]
+    with (
+        open(file + ".log", "w+") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as it,
+    ):
+        address = it.stdout.readline().split()[-1]
+        begun = threading.Barrier(51)
+
+        def ask(number: int) -> str:
+            body = {"model": "m", "prompt": "p", "stream": True, "max_tokens": 1 + number % 2}
+            url = f"{address}/v1/completions"
+            with httpx.stream("POST", url, json=body, timeout=2 * WAIT) as answer:
+                chunks = answer.iter_text()
+                first = next(chunks)
+                begun.wait(WAIT)
+                return first + "".join(chunks)
+
+        with ThreadPoolExecutor(50) as pool:
+            streams = [pool.submit(ask, number) for number in range(50)]
+            begun.wait(WAIT)
+            it.send_signal(signal.SIGTERM)
+            told = time.monotonic()
+            texts = [stream.result(2 * WAIT) for stream in streams]
+        it.wait(2 * WAIT)
+        took = time.monotonic() - told
+        log.seek(0)
+        assert "Traceback" not in log.read()
+    lasts = [json.loads(t.strip().rpartition("data: ")[2]) for t in texts[1::2]]
+    assert all(text.endswith("data: [DONE]\n\n") for text in texts[::2])
+    assert [last["error"]["code"] for last in lasts] == ["service_stopping"] * 25
+    assert it.returncode == 0
+    run = f"50 streams, {patience} s to end"
+    measured(run, f"25 finished, 25 error events, exit 0 after {took:.1f} s", met=took <= 30)

@@ -64,6 +64,7 @@ def test_what_is_not_its_doing_counts_for_nothing(end: BaseException) -> None:
     assert not call(breaker)
 
 
+@pytest.mark.reliability("D9")
 def test_one_probe_a_second_and_one_at_a_time() -> None:
     clock = Clock()
     breaker = opened(clock)

@@ -1,9 +1,12 @@
 """The prefix cache in front of an upstream."""
 
 import asyncio
+import random
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +22,8 @@ from adapter.upstream.runs import LARGEST, dump_run, dump_scores, load_run, load
 from adapter.upstream.upstream import Allowance, Upstream
 from cache import Keys, MemoryCache
 from tests.adapter.upstream.vocabularies import Allowed, thorough
+from tests.conftest import Measured
+from tests.support.counts import count
 from tests.support.synthetic import Synthetic, vocabulary_of_size
 
 A, B = Candidate(b"a", -0.5, 99), Candidate(b"\xe3", -1.5, 7)
@@ -518,9 +523,39 @@ async def test_tenants_share_nothing_neither_entries_nor_calls() -> None:
     assert (inner.calls, len(cache)) == (4, 4)
 
 
-def test_keys_of_tenants_never_meet() -> None:
-    shared = CachedUpstream(Fixed(), MemoryCache(1, 1))
-    prefixes = [Prefix.of([n]) for n in range(1000)]
+@pytest.mark.reliability("A5")
+def test_keys_of_tenants_never_meet(measured: Measured) -> None:
+    shared, many = CachedUpstream(Fixed(), MemoryCache(1, 1)), count(10_000)
+    prefixes = [Prefix.of([n]) for n in range(many)]
     one, two = (shared.for_request("use", tenant) for tenant in ("a", "b"))
     keys = {one._key(b"run", p) for p in prefixes} | {two._key(b"run", p) for p in prefixes}
-    assert len(keys) == 2000
+    assert len(keys) == 2 * many
+    measured(f"{many:,} prefixes of two tenants", "0 shared keys")
+
+
+@pytest.mark.reliability("A5")
+async def test_the_time_an_answer_takes_does_not_tell_what_another_tenant_asked(
+    measured: Measured,
+) -> None:
+    """The area under the curve of who guesses by the time; 0.5 is chance, and a canary sees 1."""
+    many = count(2_000)
+
+    async def timed(who: str, known: str) -> float:
+        shared = CachedUpstream(endless(latency=0.001), MemoryCache(10**9, 3600))
+        warm, asker = shared.for_request("use", known), shared.for_request("use", who)
+        for n in range(0, 2 * many, 2):
+            await warm.draft(Prefix.of([n, 1]), 1, Allowed())
+        order = list(range(2 * many))
+        random.Random(5).shuffle(order)
+        seconds = np.empty(2 * many)
+        for n in order:
+            begun = time.perf_counter()
+            await asker.draft(Prefix.of([n, 1]), 1, Allowed())
+            seconds[n] = time.perf_counter() - begun
+        cached, fresh = seconds[::2], np.sort(seconds[1::2])
+        return float(np.searchsorted(fresh, cached).mean() / many)
+
+    others, own = await timed("b", known="a"), await timed("a", known="a")
+    assert own < 0.2
+    assert abs(others - 0.5) < 0.2  # at n = 100 chance alone is 0.04
+    measured(f"n = {many:,}", f"AUC {others:.3f}", met=0.45 <= others <= 0.55)

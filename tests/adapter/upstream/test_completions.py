@@ -224,6 +224,7 @@ def sound(position: Position) -> bool:
     )
 
 
+@pytest.mark.reliability("D1")
 @thorough
 @given(steps, st.one_of(junk, st.text(max_size=3)), st.integers(1, 6))
 def test_any_answer_gives_sound_positions_or_a_typed_error(columns: Any, text: Any, k: int) -> None:

@@ -78,7 +78,7 @@ async def test_a_stream_cut_anywhere_is_an_error_and_paid_as_far_as_it_came(prom
         assert isinstance(error, UpstreamUnavailable)
         assert script.calls == budget.taken == (1 if seen else 3)
         told = [attempt.usage and attempt.usage.completion_tokens for attempt in budget.attempts]
-        assert told == ([seen + 1 if seen < 4 else 3] if seen else [None] * 3)
+        assert told == ([min(seen + 1, 3)] if seen else [None] * 3)
         assert [attempt.estimated for attempt in budget.attempts] == [seen < 4] * len(told)
 
 
@@ -125,6 +125,7 @@ CLASSIC: dict[str, tuple[bytes, int]] = {
 }
 
 
+@pytest.mark.reliability("D1")
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("case", CLASSIC)
 async def test_any_answer_is_a_sound_position_or_a_typed_error(case: str, streamed: bool) -> None:
@@ -164,6 +165,7 @@ NATIVE: dict[str, tuple[bytes, int]] = {
 }
 
 
+@pytest.mark.reliability("D1")
 @pytest.mark.parametrize("case", NATIVE)
 async def test_any_answer_of_llama_cpp_is_sound_or_a_typed_error(case: str) -> None:
     body, candidates = NATIVE[case]
@@ -313,6 +315,7 @@ async def left(total: RequestTotal, cap: int) -> int:
     return low
 
 
+@pytest.mark.reliability("C3")
 @pytest.mark.parametrize(
     ("reply", "cost", "estimated"),
     [
@@ -376,7 +379,7 @@ async def test_a_stream_reserves_in_steps_and_settles_at_its_end(ends: tuple[Any
     with scripted(stream_of(40, *ends)) as script:
         sender, reserved = transport(script), []
         async for _ in sender.stream(PREFIX.ids, {"max_tokens": 100}, budget):
-            reserved.append(budget.attempts[0].reserved[1])
+            reserved.append(budget.attempts[0].tokens)
         await sender.close()
     (attempt,) = budget.attempts
     assert reserved[0] == 16
@@ -387,16 +390,26 @@ async def test_a_stream_reserves_in_steps_and_settles_at_its_end(ends: tuple[Any
     assert attempt.estimated == (not ends)
 
 
-async def test_a_stream_is_closed_where_the_next_step_cannot_be_had() -> None:
-    """20 tokens and the prompt can be paid: 16 at first, then there is no second step."""
-    cap = 3_000 + 20 * 4_000
+@pytest.mark.parametrize("paid", [16, 20, 31])
+async def test_a_stream_is_closed_where_the_next_token_cannot_be_had(paid: int) -> None:
+    """The prompt and so many tokens can be paid, and half a one."""
+    cap = 3_000 + paid * 4_000 + 2_000
     budget, total = priced(cap)
     with scripted(stream_of(90)) as script:
         *got, error = await ask(script, budget, n=100)
     assert isinstance(error, MoneyExceeded)
-    assert (len(got), script.calls) == (16, 1)
-    assert (budget.bill.nanos, budget.bill.estimated) == (3_000 + 17 * 4_000, True)
-    assert await left(total, cap) == 3 * 4_000
+    assert (len(got), script.calls) == (paid, 1)
+    assert await left(total, cap) == 2_000
+
+
+@pytest.mark.parametrize("paid", [1, 5, 15])
+async def test_a_stream_whose_beginning_cannot_be_paid_is_asked_for_shorter(paid: int) -> None:
+    cap = 3_000 + paid * 4_000 + 2_000
+    budget, total = priced(cap)
+    with scripted(stream_of(paid)) as script:
+        got = await ask(script, budget, n=100)
+    assert ([asked["max_tokens"] for asked in script.requests], len(got)) == ([paid], paid)
+    assert await left(total, cap) == 2_000
 
 
 async def test_a_stream_that_is_left_is_paid_as_received_and_a_chunk() -> None:

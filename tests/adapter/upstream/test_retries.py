@@ -31,6 +31,7 @@ class Failing:
         return "answer"
 
 
+@pytest.mark.reliability("D3")
 @pytest.mark.parametrize("requests", [1, 10, 3000])
 async def test_of_lasting_failures_a_fifth_is_tried_again(requests: int) -> None:
     """60 s of 50 requests a second to an upstream that is down."""
@@ -74,6 +75,7 @@ async def test_no_attempt_begins_past_the_deadline() -> None:
     assert (attempt.calls, naps) == (1, [])
 
 
+@pytest.mark.reliability("D5")
 async def test_a_thousand_clients_that_met_one_429_come_back_spread_out() -> None:
     bins = [0] * 200
     for _ in range(1000):
@@ -85,6 +87,7 @@ async def test_a_thousand_clients_that_met_one_429_come_back_spread_out() -> Non
     assert sum(bins) == 1000
 
 
+@pytest.mark.reliability("D4")
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
@@ -109,6 +112,7 @@ def test_what_an_answer_asks_for(headers: dict[str, str], seconds: float) -> Non
     assert asked_wait(headers) == seconds
 
 
+@pytest.mark.reliability("D4")
 def test_dates_count_from_now_and_the_past_asks_for_nothing() -> None:
     now = time.time()
     for ahead, least, most in ((119, 117, 119), (-60, 0, 0)):
@@ -117,5 +121,6 @@ def test_dates_count_from_now_and_the_past_asks_for_nothing() -> None:
     assert retry_after("Fri, 99 Nov 2026 10:00:00 GMT", now) == 0
 
 
+@pytest.mark.reliability("D4")
 def test_nothing_over_two_minutes_is_waited_for() -> None:
     assert LONGEST_WAIT <= 120

@@ -163,6 +163,7 @@ async def test_an_empty_account_is_not_waited_for() -> None:
     assert script.calls == 1
 
 
+@pytest.mark.reliability("C3")
 async def test_retries_stop_where_the_budget_ends() -> None:
     with (
         scripted(Reply(500)) as script,
@@ -300,6 +301,8 @@ LEAKS: list[Any] = [
 ]
 
 
+@pytest.mark.reliability("F3")
+@pytest.mark.reliability("F4")
 @pytest.mark.parametrize("status", [400, 401, 404, 422, 429, 500])
 @pytest.mark.parametrize("body", LEAKS)
 async def test_neither_key_nor_prompt_shows_in_errors_or_logs(

@@ -52,12 +52,12 @@ class Attempt:
     """A call that remembers what was reserved for it and what it said; None until it says."""
 
     def __init__(self, prompt_tokens: int, output_tokens: int) -> None:
-        self.reserved = (prompt_tokens, output_tokens)
+        self.prompt_tokens, self.tokens = prompt_tokens, output_tokens
         self.usage: Usage | None = None
         self.estimated = True
 
-    async def more(self, output_tokens: int) -> None:
-        self.reserved = (self.reserved[0], output_tokens)
+    async def more(self, output_tokens: int, least: int | None = None) -> None:
+        self.tokens = output_tokens
 
     def settle(self, usage: Usage, estimated: bool = False) -> None:
         self.usage, self.estimated = usage, estimated

@@ -1,0 +1,1 @@
+"""What must hold whatever fails: `python -m tests.reliability` measures it all."""
