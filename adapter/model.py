@@ -10,7 +10,9 @@ from itertools import takewhile
 from pathlib import Path
 
 from adapter.budget import Budget
-from adapter.decoding import Influence, Pace
+from adapter.candidates import Candidate
+from adapter.choosing import spellings
+from adapter.decoding import Influence, Labels, Pace
 from adapter.errors import BadRequest, ContextTooLong, SettingsError
 from adapter.pair.pair import Pair
 from adapter.pair.reader import ANTIEXPERT, Reader
@@ -65,6 +67,37 @@ class Model:
         if not ids:
             raise BadRequest("the prompt is empty, and this model has no token to start from")
         return Prefix.of(ids)
+
+    def labels(self, choices: Sequence[str]) -> Labels:
+        """How each label is spelt upstream: by single tokens, or else by several each time.
+
+        Raises BadRequest where a label cannot be spelt, or takes several tokens of an upstream
+        that cannot go on behind the first.
+        """
+        labels = {label: self._paths(label) for label in choices}
+        known = self.upstream.capabilities
+        for label, paths in labels.items():
+            if not paths:
+                raise BadRequest(
+                    f"choice {choices.index(label)} cannot be spelt in the upstream's vocabulary",
+                    param="steering.choices",
+                )
+            if len(paths[0]) > 1 and known.continues == "none" and known.text_scoring != "echo":
+                raise BadRequest(
+                    f"choice {choices.index(label)} takes several of the upstream's tokens, and "
+                    "this upstream cannot go on behind the first: use labels of one token, such "
+                    "as letters",
+                    param="steering.choices",
+                )
+        return labels
+
+    def _paths(self, label: str) -> tuple[tuple[Candidate, ...], ...]:
+        """The spellings of one token where there are any; they add up."""
+        spelt = spellings(label)
+        single = [(i,) for i in map(self.vocabulary.id_of, spelt) if i is not None]
+        paths: Sequence[tuple[int, ...]] = single or [self.vocabulary.encode(s) for s in spelt]
+        whole = [path for path in paths if self.vocabulary.decode(path) in spelt]
+        return tuple(self.lexicon.of_ids(path) for path in whole)
 
     def contexts(self, prompt: Prompt, experts: Sequence[str]) -> dict[str, Context]:
         """The prompt as the named experts and the anti-expert read it. Raises BadRequest."""

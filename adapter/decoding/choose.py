@@ -1,0 +1,152 @@
+"""Choose: labels scored at the next position, and the likeliest of them as the answer."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+
+from adapter.budget import Budget
+from adapter.candidates import Candidate, Ending, Position, Usage, Verdict
+from adapter.certificate import Tail, expanded
+from adapter.choosing import Weight, best, bound, verdict, weight
+from adapter.decoding.frozen import Frozen
+from adapter.decoding.generation import Generation
+from adapter.decoding.given import given
+from adapter.decoding.stepper import nothing, place
+from adapter.decoding.walk import Walk
+from adapter.errors import BadRequest, BudgetExceeded, UpstreamMalformed
+from adapter.prefix import Prefix
+from adapter.steering import steer
+from tokenizer_maps.bridge import Offsets
+
+Path = tuple[Candidate, ...]
+"""One spelling of a label: the tokens that it takes."""
+
+Labels = Mapping[str, Sequence[Path]]
+
+
+async def choose(
+    upstream: Frozen, generation: Generation, labels: Labels, budget: Budget
+) -> Ending:
+    """The likeliest label as an answer, with the score of every label.
+
+    One call where the upstream shows every label, and each is one token. What it does not show is
+    scored where it can be and matters; each spelling of several tokens takes calls of its own.
+    Raises BadRequest where there is nothing to choose by.
+    """
+    walk = Walk(upstream, generation, budget)
+    async with aclosing(walk.drafts()) as drafts:
+        draft = await anext(drafts)
+    read = await walk.read(draft)
+    if not read:
+        raise UpstreamMalformed("the upstream ends the text here, and shows nothing for a label")
+    choosing = _Choosing(upstream, generation, labels, budget)
+    await choosing.at(*read[0])
+    found = await choosing.verdict()
+    if found is None:
+        raise BadRequest(
+            "the upstream shows none of the labels here: end the prompt so that one of them comes "
+            "next, or have it show more (top_logprobs)",
+            param="steering.choices",
+        )
+    usage = draft.usage + choosing.usage
+    return Ending("stop", best(found.labels).text, usage, verdict=found)
+
+
+class _Choosing:
+    """One position and what is known there of every label; `usage`: what was asked further."""
+
+    def __init__(
+        self, upstream: Frozen, generation: Generation, labels: Labels, budget: Budget
+    ) -> None:
+        self.usage = Usage()
+        self._upstream = upstream
+        self._generation = generation
+        self._labels = labels
+        self._budget = budget
+        self._rests: dict[Path, Weight] = {}
+
+    async def at(self, position: Position, offsets: Offsets) -> None:
+        """See the position like this from now on."""
+        influence = self._generation.influence
+        reader, alpha = influence.reader, influence.alpha
+        hideable = influence.lexicon.hideable
+        moved = reader is not None and alpha and position.hidden > 0.0
+        whole = await reader.whole(self._prefix.generated) if reader and moved else None
+        imputed = whole if influence.impute else None
+        margin = self._upstream.capabilities.margin * len(position.candidates)
+        self._adapted = steer(position, offsets.delta, alpha, imputed, hideable)
+        self._tail = Tail(alpha, whole, hideable, influence.limit, margin)
+
+    async def verdict(self) -> Verdict | None:
+        """What can be said of the labels, with as few calls as that takes."""
+        await self._expand([path for paths in self._missing() for path in paths])
+        found = await self._verdict()
+        if found is None or found.uncertain:
+            await self._expand([path for paths in self._labels.values() for path in paths])
+            found = await self._verdict()
+        return found
+
+    async def _verdict(self) -> Verdict | None:
+        weights = {
+            label: [await self._weight(path) for path in paths]
+            for label, paths in self._labels.items()
+        }
+        return verdict(weights, self._tail.alpha)
+
+    def _missing(self) -> Iterator[Sequence[Path]]:
+        """The spellings of labels none of which begins with a candidate."""
+        for paths in self._labels.values():
+            if not any(self._first(path) for path in paths):
+                yield paths
+
+    async def _expand(self, paths: Sequence[Path]) -> None:
+        """Have the tokens scored that spellings begin with, where the upstream can."""
+        hidden = dict.fromkeys(path[0] for path in paths if not self._first(path))
+        if not hidden or self._upstream.capabilities.scoring is None:
+            return
+        ids = [token.id for token in hidden if token.id is not None]
+        try:
+            exact, usage = await self._upstream.score(self._prefix, ids, self._budget)
+        except BudgetExceeded:
+            return
+        self.usage += usage
+        influence = self._generation.influence
+        position = expanded(self._adapted.position, exact, influence.lexicon.of_id)
+        if influence.reader is None:
+            await self.at(position, nothing(position))
+            return
+        (offsets,) = await influence.reader.offsets([place(self._prefix.generated, position)])
+        await self.at(position, offsets)
+
+    async def _weight(self, path: Path) -> Weight:
+        """What a spelling weighs: its first token, and those behind it."""
+        first, *rest = path
+        found = self._first(path)
+        if found is None:
+            return bound(self._adapted, first.id or 0, self._tail)
+        if not rest:
+            return found
+        if path not in self._rests:
+            self._rests[path] = await self._rest(first, rest)
+        return found.then(self._rests[path])
+
+    async def _rest(self, first: Candidate, rest: Sequence[Candidate]) -> Weight:
+        """What tokens weigh behind a first one; what the upstream cannot tell is at most 1."""
+        prefix = self._prefix.extend(first)
+        positions, usage = await self._upstream.given(prefix, rest, self._budget)
+        self.usage += usage
+        told = [position for position in positions if position.drafted is not None]
+        generation = replace(self._generation, prefix=prefix)
+        known = len(told) == len(rest)
+        weights = Weight(0.0, 0.0, 0.0, known)
+        for step in await given(self._upstream, generation, told, self._budget) if known else []:
+            weights = weights.then(Weight(step.logprob, step.upstream_logprob, step.offset))
+        return weights
+
+    def _first(self, path: Path) -> Weight | None:
+        """What the first token of a spelling weighs, None where it is not shown."""
+        return weight(self._adapted, path[0], self._tail.alpha, alike=len(path) == 1)
+
+    @property
+    def _prefix(self) -> Prefix:
+        return self._generation.prefix
