@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from adapter.budget import Budget, RequestTotal
 from adapter.candidates import Echo, Ending, Step, Usage
@@ -68,7 +69,7 @@ class Adapter:
         self.metrics = Metrics({name: model.pace for name, model in models.items()}, cache)
 
     @classmethod
-    def from_settings(cls, settings: Settings | Path) -> "Adapter":
+    def from_settings(cls, settings: Settings | Path) -> Self:
         """Load every pair, vocabulary and map the settings name; no upstream call is made.
 
         Raises SettingsError or PairError.

@@ -2,22 +2,15 @@
 
 import asyncio
 import json
-from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapter.candidates import Ending, Step
-
 if TYPE_CHECKING:  # loaded when used, so that --help is quick
-    from rich.text import Text
-
-    from adapter.adapter import Adapter
-    from adapter.client import Answer
-
-_CHANGED = "bold magenta underline"
+    from adapter.answers import Answer
+    from adapter.questions import Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +22,14 @@ class Question:
     alpha: float | None
     max_tokens: int
     temperature: float
+
+    @property
+    def options(self) -> "Options":
+        """All but model and prompt."""
+        options: Options = {"max_tokens": self.max_tokens, "temperature": self.temperature}
+        if self.alpha is not None:
+            options["alpha"] = self.alpha
+        return options
 
 
 def complete(  # noqa: PLR0913 - a command's options are its arguments
@@ -45,13 +46,14 @@ def complete(  # noqa: PLR0913 - a command's options are its arguments
     alpha: Annotated[float | None, typer.Option(help="Strength; default: the model's.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="At most this many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy.")] = 0.0,
+    explain: Annotated[bool, typer.Option(help="Also list what steering changed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print text, usage and steps.")] = False,
 ) -> None:
     """Complete a prompt; tokens that are not the upstream's own favourite are marked.
 
     Examples: adapter complete adapter.yaml --model news "Once upon a time"
 
-    adapter complete --url http://127.0.0.1:8080 --model news "Once upon a time" --json
+    adapter complete --url http://127.0.0.1:8080 --model news "Once upon a time" --explain
     """
     expected = 1 if url else 2
     if len(words) != expected:
@@ -60,52 +62,34 @@ def complete(  # noqa: PLR0913 - a command's options are its arguments
     question = Question(model, words[-1], alpha, max_tokens, temperature)
     from rich.console import Console
 
+    from adapter.explanation import marked
+
     with Console(stderr=True).status("completing"):
-        answer = _from_service(url, question) if url else _in_process(Path(words[0]), question)
+        if url:
+            answer = _from_service(url, question)
+        else:
+            answer = asyncio.run(_in_process(Path(words[0]), question))
+    console = Console(highlight=False, soft_wrap=not explain)
     if as_json:
         typer.echo(json.dumps(_as_json(answer), allow_nan=False))
     else:
-        Console(highlight=False, soft_wrap=True).print(_marked(answer))
+        console.print(answer.explain() if explain else marked(answer.text, answer.steps))
 
 
 def _from_service(url: str, question: Question) -> "Answer":
-    from adapter.client import Client, Options
+    from adapter.client import Client
 
-    options: Options = {
-        "max_tokens": question.max_tokens,
-        "temperature": question.temperature,
-    }
-    if question.alpha is not None:
-        options["alpha"] = question.alpha
     with Client(url) as client:
-        return client.complete(model=question.model, prompt=question.prompt, **options)
+        return client.complete(model=question.model, prompt=question.prompt, **question.options)
 
 
-def _in_process(settings: Path, question: Question) -> "Answer":
-    from adapter.adapter import Adapter
+async def _in_process(settings: Path, question: Question) -> "Answer":
+    from adapter.local import Adapter
 
-    return asyncio.run(_run(Adapter.from_settings(settings), question))
-
-
-async def _run(adapter: "Adapter", question: Question) -> "Answer":
-    from adapter.client import Answer, AnswerUsage
-    from adapter.request import Request, Sampling
-
-    sampling = Sampling(max_tokens=question.max_tokens, temperature=question.temperature)
-    request = Request(
-        question.model, question.prompt, sampling, alpha=question.alpha, trace="steps"
-    )
-    try:
-        job = adapter.prepare(request)
-        async with aclosing(adapter.run(job, 0)) as events:
-            collected = [event async for event in events]
-    finally:
-        await adapter.close()
-    steps = tuple(event for event in collected if isinstance(event, Step))
-    ending = next(event for event in collected if isinstance(event, Ending))
-    usage = AnswerUsage(job.prompt_tokens, len(steps), ending.usage)
-    text = "".join(event.text for event in collected)
-    return Answer(text, steps, usage, ending.finish_reason, ending.flags)
+    async with Adapter.from_settings(settings) as adapter:
+        return await adapter.complete(
+            model=question.model, prompt=question.prompt, **question.options
+        )
 
 
 def _as_json(answer: "Answer") -> dict[str, Any]:
@@ -118,17 +102,3 @@ def _as_json(answer: "Answer") -> dict[str, Any]:
         "usage": asdict(answer.usage),
         "steps": [trace_step(step, "steps") for step in answer.steps],
     }
-
-
-def _marked(answer: "Answer") -> "Text":
-    """The text with every stretch marked that a changed token had a part in."""
-    from rich.text import Text
-
-    text, changed = Text(), False
-    for step in answer.steps:
-        changed = changed or step.rank != 0
-        if step.text:
-            text.append(step.text, _CHANGED if changed else None)
-            changed = False
-    rest = answer.text[len(text.plain) :]
-    return text.append(rest, _CHANGED if changed else None)

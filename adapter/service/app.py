@@ -1,10 +1,9 @@
 """The routes: OpenAI's paths in front of an Adapter."""
 
-import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +16,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapter.budget import Budget
 from adapter.errors import AdapterError, ModelNotFound
+from adapter.service.answering import Answering, begin
 from adapter.service.disconnect import ClientGone, unless_gone
 from adapter.service.failures import failure
-from adapter.service.parts import Part, Tally, generate, joined
-from adapter.service.render import CHAT, COMPLETIONS, Dialect, Envelope, Json, View, usage
-from adapter.service.stream import EventStream, events
+from adapter.service.render import CHAT, COMPLETIONS, Dialect, Json
+from adapter.service.stream import EventStream
 from adapter.service.wire import Asked, cache_use, read_chat, read_completion
 from adapter.settings import LimitSettings, Settings
-from adapter.upstream.lookups import Lookups, outcome
+from adapter.upstream.lookups import outcome
 
 if TYPE_CHECKING:  # the engine brings torch along, and the wire does not need it
     from adapter.adapter import Adapter
@@ -90,24 +89,12 @@ class GenerationRoutes:
     async def _generate(
         self, asked: Asked, budget: Budget, dialect: Dialect, request_id: str
     ) -> Response:
-        """The whole answer, or a stream whose first part is there, so that it is sound so far."""
-        jobs = [await asyncio.to_thread(self.adapter.prepare, r, budget) for r in asked.requests]
-        view = View(asked.logprobs, asked.trace, jobs[0].alpha)
-        envelope = Envelope(dialect, request_id, int(time.time()), asked.model)
-        lookups = tuple(job.lookups for job in jobs)
-        tally = Tally(sum(job.prompt_tokens for job in jobs), budget.bill)
-        parts = generate(self.adapter, jobs)
+        answering = await begin(self.adapter, asked, budget, dialect, request_id)
         if asked.stream:
-            first = await anext(parts)
-            chunks = events(_chain(first, parts), envelope, view, tally, asked.include_usage)
-            return EventStream(chunks, _headers(view, lookups), budget.stop)
-        async with aclosing(parts):
-            collected = [part async for part in parts]
-        for part in collected:
-            tally.add(part)
-        choices = [dialect.whole(part, view) for part in joined(collected)]
-        answer = envelope.wrap(dialect.whole_object, choices, usage=usage(tally))
-        return JSONResponse(answer, headers=_headers(view, lookups))
+            chunks = await answering.events(asked.include_usage)
+            return EventStream(chunks, _headers(answering), budget.stop)
+        answer = await answering.whole()
+        return JSONResponse(answer, headers=_headers(answering))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +134,6 @@ class RequestId:
         await self._app(scope, receive, named)
 
 
-async def _chain(first: Part, rest: AsyncGenerator[Part, None]) -> AsyncGenerator[Part, None]:
-    async with aclosing(rest):
-        yield first
-        async for part in rest:
-            yield part
-
-
 async def _body(request: Request) -> bytes:
     """The body, up to MAX_BODY. Raises HTTPException for another size or content type.
 
@@ -170,9 +150,10 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _headers(view: View, lookups: Sequence[Lookups]) -> dict[str, str]:
+def _headers(answering: Answering) -> dict[str, str]:
     """A stream's x-cache speaks of what its first token took; the trace tells of each."""
-    return {"x-steering": "off" if view.alpha == 0.0 else "on", "x-cache": outcome(lookups)}
+    steering = "off" if answering.view.alpha == 0.0 else "on"
+    return {"x-steering": steering, "x-cache": outcome(answering.lookups)}
 
 
 def _refused(request: Request, error: Exception) -> Response:

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from adapter.budget import Budget
 from adapter.candidates import END, Alternative, Ending, Step, Usage
 from adapter.errors import ModelNotFound
+from adapter.local import InProcess
 from adapter.request import Request
+from adapter.settings import LimitSettings
 from adapter.upstream.lookups import Lookups
 
 HANG = "hang"
@@ -78,6 +80,7 @@ class ScriptedAdapter:
     closed: bool = False
 
     models = ("m", "org/other")
+    limits = LimitSettings(top_logprobs=5, max_tokens=100)
 
     def budget(self, model: str, prompts: int = 1) -> Budget:
         return Budget(prompts)
@@ -105,3 +108,20 @@ class ScriptedAdapter:
 
     async def close(self) -> None:
         self.closed = True
+
+
+@dataclass
+class ScriptedLocal(InProcess):
+    """A scripted adapter asked in process."""
+
+    script: ScriptedAdapter
+
+    @property
+    def _engine(self) -> ScriptedAdapter:
+        return self.script
+
+    async def __aenter__(self) -> "ScriptedLocal":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.script.close()

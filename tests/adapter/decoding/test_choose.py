@@ -123,8 +123,7 @@ async def test_what_cannot_be_scored_is_bounded_and_may_leave_the_answer_uncerta
     for seed in range(40):
         try:
             ending, hosted, oracle = await ask(LETTERS, alpha=2.0, seed=seed, k=4, scoring=None)
-        except BadRequest as error:
-            assert "shows none of the labels" in error.message
+        except BadRequest:
             seen.add("none")
             continue
         assert hosted.calls == ending.usage.calls == 1
