@@ -21,6 +21,7 @@ from adapter.settings import LimitSettings, Settings, load_settings
 from adapter.upstream.lookups import Lookups
 from cache import Cache, CacheError, Total, Totals, open_totals
 from tokenizer_maps.bridge import Context
+from tokenizer_maps.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,10 @@ class Adapter:
     def models(self) -> tuple[str, ...]:
         """The names clients may ask for."""
         return tuple(self._models)
+
+    def vocabulary(self, model: str) -> Vocabulary:
+        """The tokens of a model's upstream. Raises ModelNotFound."""
+        return self._model(model).vocabulary
 
     def budget(self, model: str, prompts: int = 1) -> Budget:
         """What a request of so many prompts may spend on a model. Raises ModelNotFound."""

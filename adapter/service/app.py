@@ -1,5 +1,6 @@
 """The routes: OpenAI's paths in front of an Adapter."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -21,6 +22,7 @@ from adapter.service.disconnect import ClientGone, unless_gone
 from adapter.service.failures import failure
 from adapter.service.render import CHAT, COMPLETIONS, Dialect, Json
 from adapter.service.stream import EventStream
+from adapter.service.tokenizer import Tokenizer
 from adapter.service.wire import Asked, cache_use, read_chat, read_completion
 from adapter.settings import LimitSettings, Settings
 from adapter.upstream.lookups import outcome
@@ -56,6 +58,10 @@ def create_app(adapter: "Adapter", settings: Settings) -> FastAPI:
     app.add_api_route("/v1/chat/completions", generation.chat, methods=["POST"])
     app.add_api_route("/v1/models", models.every, methods=["GET"])
     app.add_api_route("/v1/models/{name:path}", models.one, methods=["GET"])
+    tokenizers = TokenizerRoutes(Tokenizer(adapter))
+    app.add_api_route("/tokenize", tokenizers.tokenize, methods=["POST"])
+    app.add_api_route("/detokenize", tokenizers.detokenize, methods=["POST"])
+    app.add_api_route("/tokenizer_info", tokenizers.info, methods=["GET"])
     app.add_api_route("/healthz", _healthy, methods=["GET"])
     app.add_api_route("/readyz", _ready, methods=["GET"])
     return app
@@ -114,6 +120,30 @@ class ModelRoutes:
 
     def _model(self, name: str) -> Json:
         return {"id": name, "object": "model", "created": self.created, "owned_by": "adapter"}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerRoutes:
+    """What lm-evaluation-harness asks a server with a tokenizer of its own."""
+
+    tokenizer: Tokenizer
+
+    async def tokenize(self, request: Request) -> Response:
+        return await self._answer(request, self.tokenizer.tokenize)
+
+    async def detokenize(self, request: Request) -> Response:
+        return await self._answer(request, self.tokenizer.detokenize)
+
+    async def info(self, model: str | None = None) -> Response:
+        return JSONResponse(self.tokenizer.info(model))
+
+    async def _answer(self, request: Request, answer: Callable[[bytes], Json]) -> Response:
+        try:
+            return JSONResponse(await asyncio.to_thread(answer, await _body(request)))
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_GONE)
+        except Exception as error:  # noqa: BLE001 - as for generation
+            return _refused(request, error)
 
 
 class RequestId:

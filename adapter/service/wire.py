@@ -381,14 +381,14 @@ class ChatBody(GenerationBody):
 
 def read_completion(raw: bytes, limits: LimitSettings) -> Asked:
     """A body of /v1/completions. Raises BadRequest and UnsupportedParameter with `param`."""
-    body = _read(raw, CompletionBody)
+    body = read_wire(raw, CompletionBody)
     _check_shown("logprobs", body.logprobs, limits)
     return body.asked(body.prompt, body.logprobs, min(COMPLETION_TOKENS, limits.max_tokens))
 
 
 def read_chat(raw: bytes, limits: LimitSettings) -> Asked:
     """A body of /v1/chat/completions. Raises BadRequest and UnsupportedParameter with `param`."""
-    body = _read(raw, ChatBody)
+    body = read_wire(raw, ChatBody)
     _check_shown("top_logprobs", body.top_logprobs, limits)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     chat = Chat(tuple(turn.message for turn in body.messages))
@@ -396,10 +396,11 @@ def read_chat(raw: bytes, limits: LimitSettings) -> Asked:
     return body.asked((chat,), logprobs, body.max_completion_tokens or default)
 
 
-Body = TypeVar("Body", bound=GenerationBody)
+Body = TypeVar("Body", bound=Wire)
 
 
-def _read(raw: bytes, kind: type[Body]) -> Body:
+def read_wire(raw: bytes, kind: type[Body]) -> Body:
+    """A body of a kind. Raises BadRequest and UnsupportedParameter with `param`."""
     try:
         data = from_json(raw, allow_inf_nan=False)
     except ValueError as error:

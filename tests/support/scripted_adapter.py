@@ -15,6 +15,8 @@ from adapter.local import InProcess
 from adapter.request import Request
 from adapter.settings import LimitSettings
 from adapter.upstream.lookups import Lookups
+from tests.support.generations import byte_vocabulary
+from tokenizer_maps.vocabulary import Vocabulary
 
 HANG = "hang"
 """In a script: wait for ever."""
@@ -79,11 +81,16 @@ class ScriptedAdapter:
     cancelled: threading.Event = field(default_factory=threading.Event)
     closed: bool = False
 
-    models = ("m", "org/other")
+    models: tuple[str, ...] = ("m", "org/other")
     limits = LimitSettings(top_logprobs=5, max_tokens=100)
 
     def budget(self, model: str, prompts: int = 1) -> Budget:
         return Budget(prompts)
+
+    def vocabulary(self, model: str) -> Vocabulary:
+        if model not in self.models:
+            raise ModelNotFound("no such model", param="model")
+        return byte_vocabulary()
 
     def prepare(self, request: Request, budget: Budget | None = None) -> ScriptedJob:
         if self.refusal is not None:
