@@ -67,18 +67,20 @@ def bound(adapted: Adapted, token: int, tail: Tail) -> Weight:
 def verdict(weights: Mapping[str, Sequence[Weight]], alpha: float) -> Verdict | None:
     """Every label's share among those shown; None where none is shown.
 
-    `weights` holds each label's spellings: a label is shown where one of them is known. Another
-    has the share it would have, did it weigh all it can.
+    `weights` holds each label's spellings. A label is shown where one of them is known, and those
+    count; another has the share it would have, did it weigh all it can.
     """
     shown = {label: [w for w in found if w.known] for label, found in weights.items()}
-    total = _sum(w.logprob for known in shown.values() for w in known)
+    masses = {label: _sum(w.logprob for w in known) for label, known in shown.items()}
+    total = _sum(masses.values())
     if total == -math.inf:
         return None
     labels = tuple(_label(label, shown[label], weights[label], total, alpha) for label in weights)
-    winner = best(labels).text
-    least = _sum(w.logprob for w in shown[winner])
-    most = [_sum(w.logprob for w in found) for label, found in weights.items() if label != winner]
-    return Verdict(labels, uncertain=max(most, default=-math.inf) > least)
+    most = max(
+        (_sum(w.logprob for w in weights[label]) for label in weights if not shown[label]),
+        default=-math.inf,
+    )
+    return Verdict(labels, uncertain=most > max(masses.values()))
 
 
 def best(labels: Iterable[Label]) -> Label:

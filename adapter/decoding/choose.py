@@ -1,6 +1,6 @@
 """Choose: labels scored at the next position, and the likeliest of them as the answer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -29,11 +29,12 @@ async def choose(
 ) -> Ending:
     """The likeliest label as an answer, with the score of every label.
 
-    One call where the upstream shows every label, and each is one token. What it does not show is
-    scored where it can be and matters; each spelling of several tokens takes calls of its own.
+    One call where the upstream shows every label, and each is one token. A label it does not show
+    is scored where that can be; each spelling of several tokens takes calls of its own.
     Raises BadRequest where there is nothing to choose by.
     """
-    walk = Walk(upstream, generation, budget)
+    alone = replace(generation, sampling=replace(generation.sampling, max_tokens=1))
+    walk = Walk(upstream, alone, budget)
     async with aclosing(walk.drafts()) as drafts:
         draft = await anext(drafts)
     read = await walk.read(draft)
@@ -63,7 +64,6 @@ class _Choosing:
         self._generation = generation
         self._labels = labels
         self._budget = budget
-        self._rests: dict[Path, Weight] = {}
 
     async def at(self, position: Position, offsets: Offsets) -> None:
         """See the position like this from now on."""
@@ -78,15 +78,10 @@ class _Choosing:
         self._tail = Tail(alpha, whole, hideable, influence.limit, margin)
 
     async def verdict(self) -> Verdict | None:
-        """What can be said of the labels, with as few calls as that takes."""
-        await self._expand([path for paths in self._missing() for path in paths])
-        found = await self._verdict()
-        if found is None or found.uncertain:
-            await self._expand([path for paths in self._labels.values() for path in paths])
-            found = await self._verdict()
-        return found
-
-    async def _verdict(self) -> Verdict | None:
+        """What can be said of the labels once all was scored that can be."""
+        hidden = [path[0] for paths in self._missing() for path in paths]
+        if hidden and self._upstream.capabilities.scoring is not None:
+            await self._expand(dict.fromkeys(token.id for token in hidden))
         weights = {
             label: [await self._weight(path) for path in paths]
             for label, paths in self._labels.items()
@@ -99,12 +94,9 @@ class _Choosing:
             if not any(self._first(path) for path in paths):
                 yield paths
 
-    async def _expand(self, paths: Sequence[Path]) -> None:
-        """Have the tokens scored that spellings begin with, where the upstream can."""
-        hidden = dict.fromkeys(path[0] for path in paths if not self._first(path))
-        if not hidden or self._upstream.capabilities.scoring is None:
-            return
-        ids = [token.id for token in hidden if token.id is not None]
+    async def _expand(self, tokens: Iterable[int | None]) -> None:
+        """Have hidden tokens join the candidates, if a call can be paid."""
+        ids = [token for token in tokens if token is not None]
         try:
             exact, usage = await self._upstream.score(self._prefix, ids, self._budget)
         except BudgetExceeded:
@@ -126,9 +118,7 @@ class _Choosing:
             return bound(self._adapted, first.id or 0, self._tail)
         if not rest:
             return found
-        if path not in self._rests:
-            self._rests[path] = await self._rest(first, rest)
-        return found.then(self._rests[path])
+        return found.then(await self._rest(first, rest))
 
     async def _rest(self, first: Candidate, rest: Sequence[Candidate]) -> Weight:
         """What tokens weigh behind a first one; what the upstream cannot tell is at most 1."""
