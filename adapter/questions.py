@@ -85,10 +85,10 @@ class Questions(ABC):
                     yield step
 
     async def score(
-        self, *, model: str, prompt: str | Sequence[int], **strength: Unpack[Strength]
+        self, *, model: str, text: str | Sequence[int], **strength: Unpack[Strength]
     ) -> Score:
         """How likely a text, or one of upstream token ids, is as adapted."""
-        asked = {"model": model, "prompt": prompt, "echo": True, "max_tokens": 0}
+        asked = {"model": model, "prompt": text, "echo": True, "max_tokens": 0}
         last, text, _ = await self._collected(asked, {**strength, "trace": True})
         if last.usage is None:
             raise malformed()

@@ -101,7 +101,7 @@ def test_choose(serve):
 def test_score(serve):
     adapter = ScriptedAdapter(ECHOED)
     with Client(serve(adapter)) as client:
-        score = client.score(model="m", prompt="a Hi there", alpha=0.5)
+        score = client.score(model="m", text="a Hi there", alpha=0.5)
     assert score == Score(
         "a Hi there", steps_without_text(HELLO_STEPS[:2]), AnswerUsage(5, 0, USAGE)
     )
@@ -127,7 +127,7 @@ async def test_in_process_it_is_the_same(hello):
     choice = await choosing.choose(model="m", prompt="p", choices=["A", "B"])
     assert choice == Choice("A", LABELS, True, AnswerUsage(5, 0, USAGE))
     scoring = ScriptedLocal(ScriptedAdapter(ECHOED))
-    assert (await scoring.score(model="m", prompt=[1, 2])).logprob == -1.0
+    assert (await scoring.score(model="m", text=[1, 2])).logprob == -1.0
 
 
 @pytest.mark.parametrize("before", [(), (step("Hi"),)], ids=["at once", "in the middle"])

@@ -216,7 +216,7 @@ async def test_in_process_and_over_a_socket_are_one(engine, address):
         ]
         assert chosen[0].text == chosen[1].text
         with pytest.raises(UnsupportedParameter, match="forced_scoring"):
-            await local.score(model="tiny", prompt=PROMPTS[3])
+            await local.score(model="tiny", text=PROMPTS[3])
 
 
 def test_choices_take_one_call_where_all_are_shown(client, address):
