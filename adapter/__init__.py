@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adapter import errors
-    from adapter.adapter import Adapter
-    from adapter.client import Answer, AsyncClient, Client
+    from adapter.answers import Answer, Choice, Score
+    from adapter.client import AsyncClient, Client
+    from adapter.local import Adapter
     from adapter.settings import Settings, load_settings
 
 __version__ = "0.1.0"
@@ -15,7 +16,9 @@ __all__ = [
     "Adapter",
     "Answer",
     "AsyncClient",
+    "Choice",
     "Client",
+    "Score",
     "Settings",
     "__version__",
     "errors",
@@ -23,10 +26,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Adapter": "adapter.adapter",
-    "Answer": "adapter.client",
+    "Adapter": "adapter.local",
+    "Answer": "adapter.answers",
     "AsyncClient": "adapter.client",
+    "Choice": "adapter.answers",
     "Client": "adapter.client",
+    "Score": "adapter.answers",
     "Settings": "adapter.settings",
     "load_settings": "adapter.settings",
 }

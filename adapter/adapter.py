@@ -5,20 +5,23 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from adapter.budget import Budget, RequestTotal
-from adapter.candidates import Ending, Step
-from adapter.decoding import Frozen, Generation, Stride, decode
+from adapter.candidates import Echo, Ending, Step, Usage
+from adapter.decoding import Frozen, Generation, Labels, Stride, choose, decode
+from adapter.echoing import Echoing, check_scorable
 from adapter.errors import BadRequest, ModelNotFound, SettingsError
 from adapter.metrics import Metrics
 from adapter.model import Model, load_models, open_prefix_cache
 from adapter.prefix import Prefix
 from adapter.price import nanos
-from adapter.request import Chat, Request
+from adapter.request import Chat, Request, Sampling
 from adapter.settings import KeySettings, LimitSettings, Settings, load_settings
 from adapter.upstream.lookups import Lookups
 from cache import Cache, CacheError, Total, Totals, open_totals
 from tokenizer_maps.bridge import Context
+from tokenizer_maps.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Job:
     lookups: Lookups
     prompt_tokens: int
     rough: bool
+    labels: Labels
 
 
 class Adapter:
@@ -57,13 +61,13 @@ class Adapter:
         totals: Totals | None = None,
     ) -> None:
         self._models = dict(models)
-        self._limits = limits
+        self.limits = limits
         self._cache = cache
         self._totals = open_totals("memory://") if totals is None else totals
         self.metrics = Metrics({name: model.pace for name, model in models.items()}, cache)
 
     @classmethod
-    def from_settings(cls, settings: Settings | Path) -> "Adapter":
+    def from_settings(cls, settings: Settings | Path) -> Self:
         """Load every pair, vocabulary and map the settings name; no upstream call is made.
 
         Raises SettingsError or PairError.
@@ -79,12 +83,19 @@ class Adapter:
         """The names clients may ask for."""
         return tuple(self._models)
 
+    def vocabulary(self, model: str) -> Vocabulary:
+        """The tokens of a model's upstream. Raises ModelNotFound, BadRequest where unknown."""
+        vocabulary = self._model(model).vocabulary
+        if vocabulary is None:
+            raise BadRequest(f"the tokenizer of '{model}' is unknown", param="model")
+        return vocabulary
+
     def budget(self, model: str, prompts: int = 1, key: KeySettings | None = None) -> Budget:
         """What a request of so many prompts may spend on a model, asked for with a key.
 
         Raises ModelNotFound.
         """
-        calls, price = self._limits.calls_per_request * prompts, self._model(model).price
+        calls, price = self.limits.calls_per_request * prompts, self._model(model).price
         return Budget(calls, price, dict(self._caps(key)), self.metrics.ledger(model))
 
     def prepare(self, request: Request, budget: Budget | None = None) -> Job:
@@ -97,6 +108,12 @@ class Adapter:
         alpha = own.alpha if request.alpha is None else request.alpha
         weights = own.weights if request.weights is None else dict(request.weights)
         self._check(request, model, alpha, weights)
+        labels = model.labels(request.choices)
+        most = max((len(path) for paths in labels.values() for path in paths), default=0)
+        if labels:
+            request = replace(request, sampling=Sampling(max_tokens=most, temperature=0.0))
+        if request.echo == "scores":
+            check_scorable(model, self.limits.forced_scoring)
         prefix = model.prefix(request.prompt)
         steered = alpha != 0.0 or request.trace != "off"
         contexts = model.contexts(request.prompt, tuple(weights)) if steered else {}
@@ -116,11 +133,39 @@ class Adapter:
             lookups=upstream.lookups,
             prompt_tokens=model.prompt_tokens(request.prompt, prefix),
             rough=model.vocabulary is None or isinstance(prefix.prompt, Chat),
+            labels=labels,
         )
 
-    async def run(self, job: Job, choice: int = 0) -> AsyncGenerator[Step | Ending, None]:
-        """The steps of one choice, then its Ending. Raises AdapterError kinds."""
+    async def run(self, job: Job, choice: int = 0) -> AsyncGenerator[Step | Echo | Ending, None]:
+        """The steps of one choice, then its Ending; in front an Echo of the prompt if asked for.
+
+        With labels to choose from there is only an Ending. Raises AdapterError kinds.
+        """
+        before, spent = replace(job.lookups), Usage()
+        if job.request.echo != "off":
+            echo = await self._echo(job)
+            spent = echo.usage
+            yield echo
+        async with aclosing(self._generated(job, choice)) as events:
+            async for event in events:
+                if isinstance(event, Ending):
+                    event = replace(event, usage=spent + event.usage)
+                self.metrics.count(job.request.model, event)
+                yield event
+        self.metrics.looked_up(job.request.model, job.lookups.since(before))
+
+    async def _echo(self, job: Job) -> Echo:
+        weights = job.weights if job.contexts else None
+        echoing = Echoing(job.model, job.upstream, job.alpha, weights)
+        if job.request.echo == "text":
+            return echoing.text(job.prefix)
+        return await echoing.scores(job.prefix, job.request.shown, job.budget)
+
+    async def _generated(self, job: Job, choice: int) -> AsyncGenerator[Step | Ending, None]:
         model, request = job.model, job.request
+        if not request.sampling.max_tokens:
+            yield Ending("length", "", Usage())
+            return
         reader = model.reader(job.contexts, job.weights) if job.contexts else None
         lookahead = request.lookahead or model.settings.lookahead.n
         generation = Generation(
@@ -132,13 +177,13 @@ class Adapter:
             choice=choice,
             shown=request.shown,
         )
-        before = replace(job.lookups)
         try:
+            if job.labels:
+                yield await choose(job.upstream, generation, job.labels, job.budget)
+                return
             async with aclosing(decode(job.upstream, generation, job.budget)) as events:
                 async for event in events:
-                    self.metrics.count(request.model, event)
                     yield event
-            self.metrics.looked_up(request.model, job.lookups.since(before))
         finally:
             if reader is not None:
                 reader.close()
@@ -160,10 +205,10 @@ class Adapter:
 
     def _caps(self, key: KeySettings | None) -> Iterator[tuple[str, Total]]:
         """Every total a request spends from, by the setting that caps it."""
-        if self._limits.money_per_request is not None:
-            yield "limits.money_per_request", RequestTotal(nanos(self._limits.money_per_request))
-        if self._limits.money_per_day is not None:
-            day = self._totals.of("deployment", nanos(self._limits.money_per_day))
+        if self.limits.money_per_request is not None:
+            yield "limits.money_per_request", RequestTotal(nanos(self.limits.money_per_request))
+        if self.limits.money_per_day is not None:
+            day = self._totals.of("deployment", nanos(self.limits.money_per_day))
             yield "limits.money_per_day", day
         if key is not None and key.money_per_day is not None:
             own = self._totals.of(f"key {key.name}", nanos(key.money_per_day))
@@ -172,7 +217,7 @@ class Adapter:
     def _check(
         self, request: Request, model: Model, alpha: float, weights: Mapping[str, float]
     ) -> None:
-        low, high = self._limits.alpha
+        low, high = self.limits.alpha
         for name, value in (("alpha", alpha), *((f"weights.{k}", v) for k, v in weights.items())):
             if not low <= value <= high:
                 raise BadRequest(
@@ -188,10 +233,10 @@ class Adapter:
                 param="steering.weights",
             )
         model.check_bias(request.sampling.logit_bias)
-        if request.sampling.max_tokens > self._limits.max_tokens:
+        if request.sampling.max_tokens > self.limits.max_tokens:
             raise BadRequest(
                 f"max_tokens is {request.sampling.max_tokens}, allowed is up to "
-                f"{self._limits.max_tokens} (limits.max_tokens)",
+                f"{self.limits.max_tokens} (limits.max_tokens)",
                 param="max_tokens",
             )
 

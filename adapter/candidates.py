@@ -127,11 +127,48 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Label:
+    """One of the answers to choose from; nats.
+
+    `logprob` is adapted and renormalised over the labels shown; `upstream_logprob` the upstream's
+    own, and with α times `offset` its score. Where not `shown` all three are bounds from above.
+    """
+
+    text: str
+    logprob: float
+    upstream_logprob: float
+    offset: float
+    shown: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The labels as they were given; `uncertain`: one that is not shown may be the best."""
+
+    labels: tuple[Label, ...]
+    uncertain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt given back: its tokens, and from the second one on how likely each was.
+
+    `steps` is empty where that was not asked. `usage` is what it took to find out.
+    """
+
+    first: Candidate
+    steps: tuple[Step, ...]
+    text: str
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, slots=True)
 class Ending:
     """How a choice ended; `text` is what was still held back.
 
     Flag `end_unsteered`: the upstream ended the text by itself and hid END from the candidates.
-    `out_of_budget`: no further upstream call could be paid.
+    `out_of_budget`: no further upstream call could be paid. `verdict`: how the text was chosen,
+    where there were labels to choose from.
     """
 
     finish_reason: str
@@ -139,6 +176,7 @@ class Ending:
     usage: Usage
     flags: frozenset[str] = frozenset()
     out_of_budget: bool = False
+    verdict: Verdict | None = None
 
 
 def rank(candidate: Candidate) -> tuple[float, int]:

@@ -1,138 +1,74 @@
 """The Python client: AsyncClient, and Client, the same on a private event loop's thread."""
 
 import asyncio
-import codecs
-import json
+import math
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Any, Concatenate, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
+import tenacity
 
-from adapter.candidates import END, END_NAME, Alternative, Step, Usage
+from adapter.answers import Answer, AnswerUsage, Choice, Score
+from adapter.candidates import Step
+from adapter.chunks import error_of, understood
 from adapter.errors import AdapterError, ServiceError
+from adapter.questions import ChatMessage, Options, Questions, Strength
+
+__all__ = [
+    "Answer",
+    "AnswerUsage",
+    "AsyncClient",
+    "ChatMessage",
+    "Choice",
+    "Client",
+    "Options",
+    "Score",
+    "Strength",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+RETRIES = 2
 _CONNECT_SECONDS = 5.0
-_STEERING = ("alpha", "weights", "lookahead")
+_LONGEST_WAIT = 30.0
+"""Seconds that the service may ask to wait and still be asked again."""
+
+_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_SOON = tenacity.wait_random_exponential(multiplier=0.5, max=8.0)
 
 
-class Options(TypedDict, total=False):
-    """What a generation can be asked for; absent ones are the service's defaults."""
-
-    alpha: float
-    weights: Mapping[str, float]
-    lookahead: int | Literal["auto", "stream"]
-    trace: bool | Literal["candidates"]
-    max_tokens: int
-    temperature: float
-    top_p: float
-    seed: int
-    stop: str | Sequence[str]
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: Mapping[int, float]
-
-
-class ChatMessage(TypedDict):
-    """One turn of a chat."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerUsage:
-    """Tokens of the adapted answer, and what it took of the upstream to make it.
-
-    `cost` is in the currency of the configured prices, None without any; `estimated` where the
-    upstream did not say what it billed for every part.
-    """
-
-    prompt_tokens: int
-    completion_tokens: int
-    upstream: Usage
-    cost: float | None = None
-    estimated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One answer; `steps` is empty where no trace was asked.
-
-    `flags` speak of the answer as a whole: `end_unsteered` where the upstream hid its END.
-    `finish` is `budget` where a cap on calls or money ended it.
-    """
-
-    text: str
-    steps: tuple[Step, ...]
-    usage: AnswerUsage
-    finish_reason: str
-    flags: frozenset[str] = frozenset()
-    finish: str | None = None
-
-
-class AsyncClient:
+class AsyncClient(Questions):
     """Talks to a running service; `timeout` in seconds for each wait on the network.
 
-    Every method raises ServiceError, with the status and code of the service's answer; 503 and
-    504 also stand for a service that cannot be reached or does not answer in time.
+    A service that was not reached, or says that a repeat may help, is asked again, up to
+    `max_retries` times; once an answer has begun nothing is repeated. ServiceError with status
+    503 and 504 also stands for a service that cannot be reached or does not answer in time.
     """
 
-    def __init__(self, base_url: str, api_key: str | None = None, timeout: float = 120.0) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        timeout: float = 120.0,
+        max_retries: int = RETRIES,
+    ) -> None:
         self._http = httpx.AsyncClient(
             base_url=base_url.rstrip("/").removesuffix("/v1") + "/v1",
             headers={"authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS)),
         )
-
-    async def complete(
-        self, *, model: str, prompt: str | Sequence[int], **options: Unpack[Options]
-    ) -> Answer:
-        """The continuation of a text or of upstream token ids; traced unless trace=False."""
-        return await self._answer({"model": model, "prompt": prompt}, options)
-
-    async def chat(
-        self, *, model: str, messages: Sequence[ChatMessage], **options: Unpack[Options]
-    ) -> Answer:
-        """The reply to a chat; traced unless trace=False."""
-        return await self._answer({"model": model, "messages": messages}, options)
-
-    async def stream(
-        self,
-        *,
-        model: str,
-        prompt: str | Sequence[int] | None = None,
-        messages: Sequence[ChatMessage] | None = None,
-        **options: Unpack[Options],
-    ) -> AsyncGenerator[Step, None]:
-        """The steps of an answer to a prompt or to messages, while they are made.
-
-        Their `text` adds up to the answer; a step with text still held back comes one step later.
-        """
-        if (prompt is None) == (messages is None):
-            raise TypeError("stream() takes either prompt or messages")
-        asked = {"model": model, "prompt": prompt, "messages": messages}
-        given = {name: value for name, value in asked.items() if value is not None}
-        options["trace"] = options.get("trace") or True
-        steps = _Steps()
-        async with aclosing(self._chunks(given, options)) as chunks:
-            async for chunk in chunks:
-                for step in steps.feed(chunk):
-                    yield step
+        self._retries = max_retries
 
     async def models(self) -> tuple[str, ...]:
         """The names that can be asked for."""
         with _translated():
-            response = await self._http.get("models")
-        if response.is_error:
-            raise _refusal(response)
+            async with aclosing(await self._send("GET", "models")) as response:
+                await response.aread()
         return _names(response)
 
     async def close(self) -> None:
@@ -145,173 +81,69 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _answer(self, given: Mapping[str, Any], options: Options) -> Answer:
-        """Collected from a stream: one way to read answers, and each step knows its text."""
-        held = _Steps()
-        texts: list[str] = []
-        steps: list[Step] = []
-        last = _Chunk()
-        async with aclosing(self._chunks(given, options)) as chunks:
-            async for chunk in chunks:
-                texts.append(chunk.text)
-                steps += held.feed(chunk)
-                last = last.updated(chunk)
-        if last.usage is None or last.finish_reason is None:
-            raise _malformed()
-        ended = (last.usage, last.finish_reason, last.flags, last.finish)
-        return Answer("".join(texts), tuple(steps), *ended)
-
-    async def _chunks(
-        self, given: Mapping[str, Any], options: Options
-    ) -> AsyncGenerator["_Chunk", None]:
-        body = _body(given, options)
-        path = "chat/completions" if "messages" in given else "completions"
+    async def _lines(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[str, None]:
         with _translated():
-            async with self._http.stream("POST", path, json=body) as response:
-                if response.is_error:
-                    await response.aread()
-                    raise _refusal(response)
+            async with aclosing(await self._send("POST", path, body)) as response:
                 async for line in response.aiter_lines():
-                    if line == "data: [DONE]":
-                        return
-                    if line.startswith("data: "):
-                        yield _chunk(line.removeprefix("data: "))
-        raise ServiceError("the stream broke off before its end", status=502, code="broken_stream")
+                    yield line
 
-
-def _body(given: Mapping[str, Any], options: Options) -> dict[str, Any]:
-    fields: dict[str, Any] = dict(options)
-    steering = {name: fields.pop(name) for name in _STEERING if name in fields}
-    fields["steering"] = {**steering, "trace": fields.pop("trace", True)}
-    return {**given, **fields, "stream": True, "stream_options": {"include_usage": True}}
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """One event of a stream."""
-
-    text: str = ""
-    steps: tuple[Step, ...] = ()
-    flags: frozenset[str] = frozenset()
-    finish_reason: str | None = None
-    usage: AnswerUsage | None = None
-    finish: str | None = None
-
-    def updated(self, later: "_Chunk") -> "_Chunk":
-        """What is known of the answer as a whole."""
-        return _Chunk(
-            flags=self.flags | later.flags,
-            finish_reason=later.finish_reason or self.finish_reason,
-            usage=later.usage or self.usage,
-            finish=later.finish or self.finish,
+    async def _send(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> httpx.Response:
+        """An answer with its body still to come, after as many attempts as are safe."""
+        request = self._http.build_request(method, path, json=body)
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(_UNSENT) | tenacity.retry_if_result(_repeatable),
+            wait=_wait,
+            stop=tenacity.stop_after_attempt(self._retries + 1),
+            retry_error_callback=_outcome,
         )
+        response: httpx.Response = await retrying(self._once, request)
+        if response.is_error:
+            raise _refusal(response)
+        return response
+
+    async def _once(self, request: httpx.Request) -> httpx.Response:
+        response = await self._http.send(request, stream=True)
+        if response.is_error:
+            await response.aread()
+        return response
 
 
-class _Steps:
-    """Gives each step its text.
-
-    While bytes or characters are held back the newest step waits: what the end of the answer
-    still releases belongs to it.
-    """
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._open = 0
-        self._waiting: tuple[Step, ...] = ()
-
-    def feed(self, chunk: _Chunk) -> tuple[Step, ...]:
-        """The steps that are complete now."""
-        if not chunk.steps:
-            return self._end(chunk) if chunk.finish_reason else ()
-        newest = replace(chunk.steps[-1], text=chunk.text)
-        ready = (*self._waiting, *chunk.steps[:-1])
-        self._open -= len(chunk.text)
-        self._open += sum(len(self._decoder.decode(step.token)) for step in chunk.steps)
-        if self._open or self._decoder.getstate()[0]:
-            self._waiting = (newest,)
-            return ready
-        self._waiting = ()
-        return (*ready, newest)
-
-    def _end(self, chunk: _Chunk) -> tuple[Step, ...]:
-        waiting, self._waiting = self._waiting, ()
-        return tuple(replace(step, text=step.text + chunk.text) for step in waiting)
+def _repeatable(response: httpx.Response) -> bool:
+    """The service says so; where it does not, those who turn others away did no work."""
+    if not response.is_error or _asked_wait(response) > _LONGEST_WAIT:
+        return False
+    said = response.headers.get("x-should-retry")
+    return said == "true" if said else response.status_code in (429, 503)
 
 
-@contextmanager
-def _understood() -> Iterator[None]:
-    """Answers in another shape than the service's as ServiceError."""
-    try:
-        yield
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _malformed() from error
+def _wait(state: tenacity.RetryCallState) -> float:
+    outcome = state.outcome
+    told = outcome is not None and outcome.exception() is None and _asked_wait(outcome.result())
+    return told or _SOON(state)
 
 
-@_understood()
+def _asked_wait(response: httpx.Response) -> float:
+    """Seconds that an answer asks to wait, `retry-after-ms` first; 0 where it says nothing."""
+    for header, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            seconds = float(response.headers.get(header, "nan")) * unit
+        except ValueError:
+            continue
+        if not math.isnan(seconds):
+            return max(0.0, seconds)
+    return 0.0
+
+
+def _outcome(state: tenacity.RetryCallState) -> Any:
+    """What the last attempt gave, or raised."""
+    return state.outcome.result() if state.outcome is not None else None
+
+
+@understood()
 def _names(response: httpx.Response) -> tuple[str, ...]:
     return tuple(model["id"] for model in response.json()["data"])
-
-
-@_understood()
-def _chunk(data: str) -> _Chunk:
-    event = json.loads(data)
-    if event.get("error"):
-        raise _error_event(event["error"])
-    choice = event["choices"][0] if event["choices"] else {}
-    steering = choice.get("steering") or {}
-    usage = event.get("usage")
-    return _Chunk(
-        text=choice.get("text") or choice.get("delta", {}).get("content") or "",
-        steps=tuple(_step(step) for step in steering.get("steps", ())),
-        flags=frozenset(steering.get("flags", ())),
-        finish_reason=choice.get("finish_reason"),
-        usage=_usage(usage) if usage else None,
-        finish=steering.get("finish"),
-    )
-
-
-def _step(data: Mapping[str, Any]) -> Step:
-    return Step(
-        token=_token(data),
-        logprob=data["logprob"],
-        upstream_logprob=data["upstream_logprob"],
-        offset=data["offset"],
-        rank=data["rank"],
-        status=data["status"],
-        flags=frozenset(data["flags"]),
-        source=data["source"],
-        special=_special(data),
-        shown=tuple(_alternative(shown) for shown in data.get("candidates", ())),
-    )
-
-
-def _alternative(data: Mapping[str, Any]) -> Alternative:
-    return Alternative(
-        token=_token(data),
-        upstream_logprob=data["upstream_logprob"],
-        offset=data["offset"],
-        logprob=data["logprob"],
-        special=_special(data),
-    )
-
-
-def _token(data: Mapping[str, Any]) -> bytes:
-    return bytes(data["bytes"] or ())
-
-
-def _special(data: Mapping[str, Any]) -> str | None:
-    """A special token has no bytes, and its class or name instead of a text."""
-    if data["bytes"] is not None:
-        return None
-    return END if data["token"] == END_NAME else str(data["token"])
-
-
-def _usage(data: Mapping[str, Any]) -> AnswerUsage:
-    fields = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens")
-    spent = data["upstream"]
-    upstream = Usage(*(spent[name] for name in fields))
-    tokens = (data["prompt_tokens"], data["completion_tokens"])
-    return AnswerUsage(*tokens, upstream, spent.get("cost"), bool(spent.get("estimated")))
 
 
 @contextmanager
@@ -326,34 +158,15 @@ def _translated() -> Iterator[None]:
         raise ServiceError(reason, status=503) from error
 
 
-def _malformed() -> ServiceError:
-    message = "the answer is not what an adapter service sends; check the address"
-    return ServiceError(message, status=502, code="malformed_answer")
-
-
-def _refusal(response: httpx.Response) -> ServiceError:
+def _refusal(response: httpx.Response) -> AdapterError:
     """The service's own words; something in between may answer in another shape."""
     status = response.status_code
     try:
-        error = response.json()["error"]
-        return ServiceError(str(error["message"]), status=status, code=error["code"])
+        error = error_of(response.json()["error"], status)
     except (ValueError, LookupError, TypeError):
         return ServiceError(f"the service answered with status {status}", status=status)
-
-
-def _error_event(error: Mapping[str, Any]) -> ServiceError:
-    """A failure inside a stream: its status is the one it would have had before the first byte."""
-    named = (error["type"], error["code"])
-    status = _statuses(AdapterError).get(named, AdapterError.status)
-    return ServiceError(error["message"], status=status, code=error["code"])
-
-
-def _statuses(kind: type[AdapterError]) -> dict[tuple[str, str | None], int]:
-    """Every error's status by its type and code."""
-    found = {(kind.type, kind.code): kind.status}
-    for narrower in kind.__subclasses__():
-        found |= _statuses(narrower)
-    return found
+    error.retry_after = _asked_wait(response) or None
+    return error
 
 
 class _LoopThread:
@@ -432,13 +245,21 @@ def _iterating(
 class Client:
     """AsyncClient for callers without an event loop; see there."""
 
-    def __init__(self, base_url: str, api_key: str | None = None, timeout: float = 120.0) -> None:
-        self._client = AsyncClient(base_url, api_key, timeout)
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        timeout: float = 120.0,
+        max_retries: int = RETRIES,
+    ) -> None:
+        self._client = AsyncClient(base_url, api_key, timeout, max_retries)
         self._thread = _LoopThread()
 
     complete = _blocking(AsyncClient.complete)
     chat = _blocking(AsyncClient.chat)
     models = _blocking(AsyncClient.models)
+    score = _blocking(AsyncClient.score)
+    choose = _blocking(AsyncClient.choose)
     stream = _iterating(AsyncClient.stream)
 
     def close(self) -> None:

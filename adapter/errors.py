@@ -18,18 +18,22 @@ AdapterError
 │   ├── UpstreamRefused          the upstream answered 4xx: wrong key, unknown model, bad field
 │   └── UpstreamMalformed        an answer without usable log-probabilities
 ├── ServiceStopping          503, the service was told to stop while it answered
-└── ServiceError             what the Python client raises for an error answer of the service
+└── ServiceError             an error answer to the Python client that is none of the above
 """
 
 from typing import Any, ClassVar
 
 
 class AdapterError(Exception):
-    """Root of all errors; `str(error)` says what was wrong and what to do."""
+    """Root of all errors; `str(error)` says what was wrong and what to do.
 
-    status: ClassVar[int] = 500
+    `retry_after`: seconds after which asking again may help, if known.
+    """
+
+    status: int = 500
     type: ClassVar[str] = "server_error"
-    code: ClassVar[str | None] = None
+    code: str | None = None
+    retry_after: float | None = None
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -180,9 +184,9 @@ class ServiceStopping(AdapterError):
 
 
 class ServiceError(AdapterError):
-    """An error answer of the service, as the Python client raises it."""
+    """What the Python client raises where no other class goes by the error's code."""
 
     def __init__(self, message: str, *, status: int, code: str | None = None) -> None:
         super().__init__(message)
-        self.http_status = status
-        self.error_code = code
+        self.status = status
+        self.code = code

@@ -11,7 +11,9 @@ from itertools import takewhile
 from pathlib import Path
 
 from adapter.budget import Budget
-from adapter.decoding import Influence, Pace
+from adapter.candidates import Candidate
+from adapter.choosing import spellings
+from adapter.decoding import Influence, Labels, Pace
 from adapter.errors import BadRequest, ContextTooLong, SettingsError
 from adapter.pair.pair import Pair
 from adapter.pair.reader import ANTIEXPERT, Reader
@@ -27,7 +29,7 @@ from adapter.upstream.lexicon import Lexicon
 from adapter.upstream.probe import MOST_CALLS, probe
 from adapter.upstream.records import Record, load
 from adapter.upstream.spelling import Spelling, opening
-from adapter.upstream.unknown import Spellings
+from adapter.upstream.unknown import Spellings, spelt_id
 from cache import Cache, CacheError, Keys, open_cache
 from tokenizer_maps.bridge import Bridge, Clamp, Context, IdentityBridge, make_bridge
 from tokenizer_maps.errors import EncodingError, TokenizerMapError, VocabularyError
@@ -96,6 +98,43 @@ class Model:
                 "logit_bias names tokens by their ids, and this model's tokenizer is unknown",
                 param="logit_bias",
             )
+
+    @_readable()
+    def labels(self, choices: Sequence[str]) -> Labels:
+        """How each label is spelt upstream: by single tokens, or else by several each time.
+
+        Raises BadRequest where a label cannot be spelt, or takes several tokens of an upstream
+        that cannot go on behind the first.
+        """
+        labels = {label: self._paths(label) for label in choices}
+        known = self.upstream.capabilities
+        for label, paths in labels.items():
+            if not paths:
+                raise BadRequest(
+                    f"choice {choices.index(label)} cannot be spelt in the upstream's vocabulary",
+                    param="steering.choices",
+                )
+            if len(paths[0]) > 1 and known.continues == "none" and known.text_scoring != "echo":
+                raise BadRequest(
+                    f"choice {choices.index(label)} takes several of the upstream's tokens, and "
+                    "this upstream cannot go on behind the first: use labels of one token, such "
+                    "as letters",
+                    param="steering.choices",
+                )
+        return labels
+
+    def _paths(self, label: str) -> tuple[tuple[Candidate, ...], ...]:
+        """The spellings of one token where there are any; they add up.
+
+        In a vocabulary that nobody knows every label may be one token.
+        """
+        spelt, vocabulary = spellings(label), self.vocabulary
+        if vocabulary is None:
+            return tuple((Candidate(text, 0.0, spelt_id(text)),) for text in spelt)
+        single = [(i,) for i in map(vocabulary.id_of, spelt) if i is not None]
+        paths: Sequence[tuple[int, ...]] = single or [vocabulary.encode(s) for s in spelt]
+        whole = [path for path in paths if vocabulary.decode(path) in spelt]
+        return tuple(self.lexicon.of_ids(path) for path in whole)
 
     @_readable()
     def contexts(self, prompt: Prompt, experts: Sequence[str]) -> dict[str, Context]:

@@ -31,6 +31,9 @@ LONGEST = 256
 
 Trace = Literal["off", "steps", "candidates"]
 
+Echo = Literal["off", "text", "scores"]
+"""Whether the prompt is given back in front of the answer, and with it how likely it is."""
+
 CacheUse = Literal["use", "refresh", "bypass"]
 """Of what the upstream showed before: read and write, write only, or neither."""
 
@@ -62,8 +65,9 @@ class Sampling:
 class Request:
     """One generation: `alpha`, `weights` and `lookahead` None mean the model's own settings.
 
-    `shown` is the number of candidates each step carries (0 = none). Cache entries are shared by
-    requests of the same `tenant` only.
+    `shown` is the number of candidates each step carries (0 = none). With `choices` the answer is
+    the likeliest of these labels, and nothing is drawn. Cache entries are shared by requests of
+    the same `tenant` only.
     """
 
     model: str
@@ -75,5 +79,7 @@ class Request:
     lookahead: Lookahead | None = None
     trace: Trace = "off"
     shown: int = 0
+    echo: Echo = "off"
+    choices: tuple[str, ...] = ()
     cache: CacheUse = "use"
     tenant: str | None = None

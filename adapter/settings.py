@@ -292,12 +292,15 @@ class LimitSettings(Section):
     """What one request may ask for and spend, and what all of a day (UTC) may spend.
 
     Money is in the currency of the prices; `calls_per_request` counts for each prompt.
+    `forced_scoring`: whether `echo` with `logprobs` may take a call a token or more, where the
+    upstream cannot score a text in one.
     """
 
     alpha: Annotated[tuple[float, float], AfterValidator(_increasing)] = (0.0, 4.0)
     max_tokens: int = Field(default=1024, ge=1)
     top_logprobs: int = Field(default=20, ge=0)
     calls_per_request: int = Field(default=512, ge=1)
+    forced_scoring: bool = False
     money_per_request: float | None = Field(default=None, gt=0)
     money_per_day: float | None = Field(default=None, gt=0)
 

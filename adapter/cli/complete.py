@@ -3,22 +3,15 @@
 import asyncio
 import json
 import os
-from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapter.candidates import Ending, Step
-
 if TYPE_CHECKING:  # loaded when used, so that --help is quick
-    from rich.text import Text
-
-    from adapter.adapter import Adapter
-    from adapter.client import Answer
-
-_CHANGED = "bold magenta underline"
+    from adapter.answers import Answer
+    from adapter.questions import Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +23,14 @@ class Question:
     alpha: float | None
     max_tokens: int
     temperature: float
+
+    @property
+    def options(self) -> "Options":
+        """All but model and prompt."""
+        options: Options = {"max_tokens": self.max_tokens, "temperature": self.temperature}
+        if self.alpha is not None:
+            options["alpha"] = self.alpha
+        return options
 
 
 def complete(  # noqa: PLR0913 - a command's options are its arguments
@@ -49,13 +50,14 @@ def complete(  # noqa: PLR0913 - a command's options are its arguments
     api_key_env: Annotated[
         str | None, typer.Option(help="The name of a variable with the service's API key.")
     ] = None,
+    explain: Annotated[bool, typer.Option(help="Also list what steering changed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print text, usage and steps.")] = False,
 ) -> None:
     """Complete a prompt; tokens that are not the upstream's own favourite are marked.
 
     Examples: adapter complete adapter.yaml --model news "Once upon a time"
 
-    adapter complete --url http://127.0.0.1:8080 --model news "Once upon a time" --json
+    adapter complete --url http://127.0.0.1:8080 --model news "Once upon a time" --explain
     """
     expected = 1 if url else 2
     if len(words) != expected:
@@ -64,15 +66,18 @@ def complete(  # noqa: PLR0913 - a command's options are its arguments
     question = Question(model, words[-1], alpha, max_tokens, temperature)
     from rich.console import Console
 
+    from adapter.explanation import marked
+
     with Console(stderr=True).status("completing"):
         if url:
             answer = _from_service(url, _variable(api_key_env), question)
         else:
-            answer = _in_process(Path(words[0]), question)
+            answer = asyncio.run(_in_process(Path(words[0]), question))
+    console = Console(highlight=False, soft_wrap=not explain)
     if as_json:
         typer.echo(json.dumps(_as_json(answer), allow_nan=False))
     else:
-        Console(highlight=False, soft_wrap=True).print(_marked(answer))
+        console.print(answer.explain() if explain else marked(answer.text, answer.steps))
 
 
 def _variable(name: str | None) -> str | None:
@@ -83,43 +88,19 @@ def _variable(name: str | None) -> str | None:
 
 
 def _from_service(url: str, api_key: str | None, question: Question) -> "Answer":
-    from adapter.client import Client, Options
+    from adapter.client import Client
 
-    options: Options = {
-        "max_tokens": question.max_tokens,
-        "temperature": question.temperature,
-    }
-    if question.alpha is not None:
-        options["alpha"] = question.alpha
     with Client(url, api_key) as client:
-        return client.complete(model=question.model, prompt=question.prompt, **options)
+        return client.complete(model=question.model, prompt=question.prompt, **question.options)
 
 
-def _in_process(settings: Path, question: Question) -> "Answer":
-    from adapter.adapter import Adapter
+async def _in_process(settings: Path, question: Question) -> "Answer":
+    from adapter.local import Adapter
 
-    return asyncio.run(_run(Adapter.from_settings(settings), question))
-
-
-async def _run(adapter: "Adapter", question: Question) -> "Answer":
-    from adapter.client import Answer, AnswerUsage
-    from adapter.request import Request, Sampling
-
-    sampling = Sampling(max_tokens=question.max_tokens, temperature=question.temperature)
-    request = Request(
-        question.model, question.prompt, sampling, alpha=question.alpha, trace="steps"
-    )
-    try:
-        job = adapter.prepare(request)
-        async with aclosing(adapter.run(job, 0)) as events:
-            collected = [event async for event in events]
-    finally:
-        await adapter.close()
-    steps = tuple(event for event in collected if isinstance(event, Step))
-    ending = next(event for event in collected if isinstance(event, Ending))
-    usage = AnswerUsage(job.prompt_tokens, len(steps), ending.usage)
-    text = "".join(event.text for event in collected)
-    return Answer(text, steps, usage, ending.finish_reason, ending.flags)
+    async with Adapter.from_settings(settings) as adapter:
+        return await adapter.complete(
+            model=question.model, prompt=question.prompt, **question.options
+        )
 
 
 def _as_json(answer: "Answer") -> dict[str, Any]:
@@ -132,17 +113,3 @@ def _as_json(answer: "Answer") -> dict[str, Any]:
         "usage": asdict(answer.usage),
         "steps": [trace_step(step, "steps") for step in answer.steps],
     }
-
-
-def _marked(answer: "Answer") -> "Text":
-    """The text with every stretch marked that a changed token had a part in."""
-    from rich.text import Text
-
-    text, changed = Text(), False
-    for step in answer.steps:
-        changed = changed or step.rank != 0
-        if step.text:
-            text.append(step.text, _CHANGED if changed else None)
-            changed = False
-    rest = answer.text[len(text.plain) :]
-    return text.append(rest, _CHANGED if changed else None)

@@ -4,10 +4,10 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapter.budget import Budget
-from adapter.candidates import END, Draft, Position, Usage
+from adapter.candidates import END, Candidate, Draft, Position, Usage
 from adapter.prefix import Prefix
 from adapter.upstream.capabilities import Capabilities
 from adapter.upstream.upstream import Upstream
@@ -36,6 +36,7 @@ class Frozen:
         self._upstream = upstream
         self._seen: dict[bytes, Position | None] = {}  # None: the text ends, and END is hidden
         self._scored: defaultdict[bytes, dict[int, float | None]] = defaultdict(dict)
+        self._given: dict[tuple[bytes, tuple[int | None, ...]], tuple[Position, ...]] = {}
         self._asking: defaultdict[bytes, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @property
@@ -68,6 +69,51 @@ class Frozen:
             seen |= {token: found.get(token) for token in missing}
         scores = {token: seen[token] for token in ids}
         return {token: score for token, score in scores.items() if score is not None}, usage
+
+    async def given(
+        self, prefix: Prefix, tokens: Sequence[Candidate], budget: Budget
+    ) -> tuple[tuple[Position, ...], Usage]:
+        """The positions at which given tokens stand behind a prefix, and what that cost.
+
+        Each one's `drafted` is the given token with its log-probability, and None where the
+        upstream does not tell that. In one call where it scores texts, else a call a token, and
+        one more for each token that it did not show.
+        """
+        if self.capabilities.text_scoring != "echo":
+            return await self._forced(prefix, tokens, budget)
+        asked = (prefix.digest, tuple(token.id for token in tokens))
+        known = self._given.get(asked)
+        if known is not None:
+            return known, Usage()
+        whole = prefix
+        for token in tokens:
+            whole = whole.extend(token)
+        draft = await self._upstream.positions(whole.ids, budget)
+        found = draft.positions[len(prefix.ids) - 1 :]
+        given = self._given[asked] = found[: len(tokens)]
+        self._keep(whole, replace(draft, positions=found[len(tokens) :]))
+        return given, draft.usage
+
+    async def _forced(
+        self, prefix: Prefix, tokens: Sequence[Candidate], budget: Budget
+    ) -> tuple[tuple[Position, ...], Usage]:
+        positions, usage = [], Usage()
+        for token in tokens:
+            async with aclosing(self.drafts(prefix, Ask(1), budget)) as drafts:
+                draft = await anext(drafts)
+            usage += draft.usage
+            if not draft.positions:
+                break
+            position = draft.positions[0]
+            taken = next((c for c in position.candidates if c.id == token.id), None)
+            if taken is None and token.id is not None and self.capabilities.scoring is not None:
+                scores, spent = await self.score(prefix, [token.id], budget)
+                usage += spent
+                found = scores.get(token.id)
+                taken = None if found is None else replace(token, logprob=found)
+            positions.append(replace(position, drafted=taken))
+            prefix = prefix.extend(token)
+        return tuple(positions), usage
 
     def _known(self, prefix: Prefix, n: int) -> Draft | None:
         """What the request has seen from here on; None where that is nothing."""

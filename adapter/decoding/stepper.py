@@ -111,6 +111,19 @@ class Stepper:
             raise RuntimeError("an entry without a name was drawn")
         return Taken(replace(self._step(view, entry, token, where), status=status), token, usage)
 
+    async def given(self, position: Position, offsets: Offsets, where: Where) -> Step:
+        """The step of a token that is given: `position.drafted`, which is among the candidates.
+
+        `certified` where hidden tokens have a negligible share.
+        """
+        whole = await self._whole(position, where)
+        view = self._view(position, offsets, whole, where)
+        if position.drafted is None:
+            raise ValueError("no token is given")
+        step = self._step(view, _drafted(view.adapted), position.drafted, where)
+        status = "certified" if view.certificate.certified else "truncated"
+        return replace(step, status=status)
+
     async def _whole(self, position: Position, where: Where) -> Whole | None:
         """The pair's view of what is hidden, where that moves anything."""
         influence = self._generation.influence

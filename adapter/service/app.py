@@ -3,8 +3,8 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +17,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapter.budget import Budget
 from adapter.errors import AdapterError, ModelNotFound
+from adapter.service.answering import Answering, begin
 from adapter.service.auth import Auth
 from adapter.service.disconnect import ClientGone, unless_gone
 from adapter.service.failures import failure
 from adapter.service.limits import Limits
-from adapter.service.parts import Part, Tally, generate, joined
-from adapter.service.render import CHAT, COMPLETIONS, Dialect, Envelope, Json, View, usage
-from adapter.service.stream import EventStream, events
+from adapter.service.render import CHAT, COMPLETIONS, Dialect, Json
+from adapter.service.stream import EventStream
+from adapter.service.tokenizer import Tokenizer
 from adapter.service.wire import Asked, cache_use, read_chat, read_completion
 from adapter.settings import KeySettings, LimitSettings, Settings
-from adapter.upstream.lookups import Lookups, outcome
+from adapter.upstream.lookups import outcome
 
 if TYPE_CHECKING:  # the engine brings torch along, and the wire does not need it
     from adapter.adapter import Adapter
@@ -65,6 +66,10 @@ def create_app(adapter: "Adapter", settings: Settings) -> FastAPI:
     app.add_api_route("/v1/chat/completions", generation.chat, methods=["POST"])
     app.add_api_route("/v1/models", models.every, methods=["GET"])
     app.add_api_route("/v1/models/{name:path}", models.one, methods=["GET"])
+    tokenizers = TokenizerRoutes(Tokenizer(adapter))
+    app.add_api_route("/tokenize", tokenizers.tokenize, methods=["POST"])
+    app.add_api_route("/detokenize", tokenizers.detokenize, methods=["POST"])
+    app.add_api_route("/tokenizer_info", tokenizers.info, methods=["GET"])
     app.add_api_route("/healthz", _healthy, methods=["GET"])
     app.add_api_route("/readyz", _ready, methods=["GET"])
     return app
@@ -102,25 +107,12 @@ class GenerationRoutes:
     async def _generate(
         self, asked: Asked, budget: Budget, dialect: Dialect, request_id: str
     ) -> Response:
-        """The whole answer, or a stream whose first part is there, so that it is sound so far."""
-        jobs = [await asyncio.to_thread(self.adapter.prepare, r, budget) for r in asked.requests]
-        view = View(asked.logprobs, asked.trace, jobs[0].alpha)
-        envelope = Envelope(dialect, request_id, int(time.time()), asked.model)
-        lookups = tuple(job.lookups for job in jobs)
-        tokens, rough = sum(job.prompt_tokens for job in jobs), any(job.rough for job in jobs)
-        tally = Tally(tokens, rough, budget.bill)
-        parts = generate(self.adapter, jobs)
+        answering = await begin(self.adapter, asked, budget, dialect, request_id)
         if asked.stream:
-            first = await anext(parts)
-            chunks = events(_chain(first, parts), envelope, view, tally, asked.include_usage)
-            return EventStream(chunks, _headers(view, lookups), budget.stop)
-        async with aclosing(parts):
-            collected = [part async for part in parts]
-        for part in collected:
-            tally.add(part)
-        choices = [dialect.whole(part, view) for part in joined(collected)]
-        answer = envelope.wrap(dialect.whole_object, choices, usage=usage(tally))
-        return JSONResponse(answer, headers=_headers(view, lookups))
+            chunks = await answering.events(asked.include_usage)
+            return EventStream(chunks, _headers(answering), budget.stop)
+        answer = await answering.whole()
+        return JSONResponse(answer, headers=_headers(answering))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +134,30 @@ class ModelRoutes:
         return {"id": name, "object": "model", "created": self.created, "owned_by": "adapter"}
 
 
+@dataclass(frozen=True, slots=True)
+class TokenizerRoutes:
+    """What lm-evaluation-harness asks a server with a tokenizer of its own."""
+
+    tokenizer: Tokenizer
+
+    async def tokenize(self, request: Request) -> Response:
+        return await self._answer(request, self.tokenizer.tokenize)
+
+    async def detokenize(self, request: Request) -> Response:
+        return await self._answer(request, self.tokenizer.detokenize)
+
+    async def info(self, model: str | None = None) -> Response:
+        return JSONResponse(self.tokenizer.info(model))
+
+    async def _answer(self, request: Request, answer: Callable[[bytes], Json]) -> Response:
+        try:
+            return JSONResponse(await asyncio.to_thread(answer, await _body(request)))
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_GONE)
+        except Exception as error:  # noqa: BLE001 - as for generation
+            return _refused(request, error)
+
+
 class RequestId:
     """Pure ASGI: gives every request an id, in `request.state` and the header x-request-id."""
 
@@ -158,13 +174,6 @@ class RequestId:
             await send(message)
 
         await self._app(scope, receive, named)
-
-
-async def _chain(first: Part, rest: AsyncGenerator[Part, None]) -> AsyncGenerator[Part, None]:
-    async with aclosing(rest):
-        yield first
-        async for part in rest:
-            yield part
 
 
 async def _body(request: Request) -> bytes:
@@ -187,9 +196,10 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _headers(view: View, lookups: Sequence[Lookups]) -> dict[str, str]:
+def _headers(answering: Answering) -> dict[str, str]:
     """A stream's x-cache speaks of what its first token took; the trace tells of each."""
-    return {"x-steering": "off" if view.alpha == 0.0 else "on", "x-cache": outcome(lookups)}
+    steering = "off" if answering.view.alpha == 0.0 else "on"
+    return {"x-steering": steering, "x-cache": outcome(answering.lookups)}
 
 
 def _refused(request: Request, error: Exception) -> Response:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from adapter.budget import Bill
-from adapter.candidates import Ending, Step, Usage
+from adapter.candidates import Echo, Ending, Step, Usage
 from adapter.errors import BudgetExceeded
 
 if TYPE_CHECKING:  # the engine brings torch along, and the wire does not need it
@@ -16,21 +16,24 @@ if TYPE_CHECKING:  # the engine brings torch along, and the wire does not need i
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stretch of one choice; `ending` is there on its last one.
+    """A stretch of one choice; `ending` is there on its last one, `echo` on its first at most.
 
-    `offsets` counts, for each step, the characters of the answer in front of its token.
+    `offsets` counts, for each step, the characters of the answer in front of its token, those of
+    the echo included.
     """
 
     index: int
     steps: tuple[Step, ...]
     offsets: tuple[int, ...]
     ending: Ending | None
+    echo: Echo | None = None
 
     @property
     def text(self) -> str:
         """The text this stretch releases."""
+        echo = self.echo.text if self.echo else ""
         rest = self.ending.text if self.ending else ""
-        return "".join(step.text for step in self.steps) + rest
+        return echo + "".join(step.text for step in self.steps) + rest
 
 
 @dataclass(slots=True)
@@ -74,11 +77,14 @@ async def generate(adapter: "Adapter", jobs: Sequence["Job"]) -> AsyncGenerator[
 async def _choice(
     adapter: "Adapter", job: "Job", choice: int, index: int
 ) -> AsyncGenerator[Part, None]:
-    characters = _Characters()
+    characters = Characters()
     async with aclosing(adapter.run(job, choice)) as events:
         async for event in events:
             if isinstance(event, Ending):
                 yield Part(index, (), (), event)
+            elif isinstance(event, Echo):
+                characters = Characters(len(event.text))
+                yield Part(index, (), (), None, event)
             else:
                 yield Part(index, (event,), (characters.before(event.token),), None)
 
@@ -94,17 +100,18 @@ def joined(parts: Iterable[Part]) -> tuple[Part, ...]:
             steps=tuple(step for part in pieces for step in part.steps),
             offsets=tuple(offset for part in pieces for offset in part.offsets),
             ending=pieces[-1].ending,
+            echo=pieces[0].echo,
         )
         for index, pieces in choices.items()
     )
 
 
-class _Characters:
+class Characters:
     """Counts characters while bytes go by; an open character counts once it is complete."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = 0) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._count = 0
+        self._count = count
 
     def before(self, token: bytes) -> int:
         """The characters in front of `token`, which is then passed over."""

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adapter.candidates import END, END_NAME, Alternative, Step
+from adapter.candidates import END, END_NAME, Alternative, Candidate, Step, Verdict
 from adapter.price import NANO
 from adapter.request import Trace
-from adapter.service.parts import Part, Tally
+from adapter.service.parts import Characters, Part, Tally
 
 Json = dict[str, Any]
 
@@ -131,7 +131,7 @@ def _choice(part: Part, view: View, content: Json, logprobs: Json) -> Json:
     choice = {
         "index": part.index,
         **content,
-        "logprobs": logprobs if part.steps and view.logprobs is not None else None,
+        "logprobs": logprobs if _has_logprobs(part) and view.logprobs is not None else None,
         "finish_reason": part.ending.finish_reason if part.ending else None,
     }
     steering = _steering(part, view)
@@ -140,15 +140,40 @@ def _choice(part: Part, view: View, content: Json, logprobs: Json) -> Json:
     return choice
 
 
+def _has_logprobs(part: Part) -> bool:
+    return bool(part.steps or part.echo)
+
+
 def _steering(part: Part, view: View) -> Json:
-    """The trace, if it was asked for; that a budget ended the text is said in any case."""
-    traced: Json = {
-        "alpha": view.alpha,
-        "steps": [trace_step(step, view.trace) for step in part.steps],
-        "flags": sorted(part.ending.flags) if part.ending else [],
-    }
-    ended = part.ending is not None and part.ending.out_of_budget
-    return (traced if view.trace != "off" else {}) | ({"finish": "budget"} if ended else {})
+    """The trace, if it was asked for; what a budget or a choice made of the answer in any case."""
+    told: Json = {}
+    if view.trace != "off":
+        told = {
+            "alpha": view.alpha,
+            "steps": [trace_step(step, view.trace) for step in part.steps],
+            "flags": sorted(part.ending.flags) if part.ending else [],
+        }
+        if part.echo:
+            told["echo"] = [trace_step(step, view.trace) for step in part.echo.steps]
+    if part.ending and part.ending.out_of_budget:
+        told["finish"] = "budget"
+    if part.ending and part.ending.verdict:
+        told |= _verdict(part.ending.verdict)
+    return told
+
+
+def _verdict(verdict: Verdict) -> Json:
+    labels = [
+        {
+            "label": label.text,
+            "logprob": label.logprob,
+            "upstream_logprob": label.upstream_logprob,
+            "offset": label.offset,
+            "shown": label.shown,
+        }
+        for label in verdict.labels
+    ]
+    return {"choices": labels, "uncertain": verdict.uncertain}
 
 
 def _completion(part: Part, view: View) -> Json:
@@ -156,12 +181,19 @@ def _completion(part: Part, view: View) -> Json:
 
 
 def _classic_logprobs(part: Part, count: int) -> Json:
-    """Parallel arrays; the taken token is always among the top ones, with the same number."""
+    """Parallel arrays; the taken token is always among the top ones, with the same number.
+
+    Nothing predicts the first token of an echo: its numbers are null.
+    """
+    echoed: list[Candidate | Step] = [part.echo.first, *part.echo.steps] if part.echo else []
+    scored = [*(part.echo.steps if part.echo else ()), *part.steps]
+    unscored = [None] if part.echo else []
+    characters = Characters()
     return {
-        "tokens": [token_text(s.token, s.special) for s in part.steps],
-        "token_logprobs": [s.logprob for s in part.steps],
-        "top_logprobs": [_top(s, count) for s in part.steps],
-        "text_offset": list(part.offsets),
+        "tokens": [token_text(t.token, t.special) for t in [*echoed, *part.steps]],
+        "token_logprobs": [*unscored, *(s.logprob for s in scored)],
+        "top_logprobs": [*unscored, *(_top(s, count) for s in scored)],
+        "text_offset": [*(characters.before(t.token) for t in echoed), *part.offsets],
     }
 
 

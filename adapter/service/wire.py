@@ -25,6 +25,7 @@ from adapter.request import (
     LONGEST,
     CacheUse,
     Chat,
+    Echo,
     Lookahead,
     Message,
     Prompt,
@@ -41,6 +42,8 @@ MAX_MESSAGES = 256
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 64
 MAX_BIASES = 300
+MAX_LABELS = 64
+MAX_LABEL_LENGTH = 64
 MAX_SHOWN = 20
 """Candidates in each step of a trace."""
 
@@ -106,6 +109,18 @@ _NO_OPS: Mapping[str, tuple[object, ...]] = {
 }
 """Unsupported fields with the values that change nothing; any other value is refused."""
 
+_NO_CHOOSING = (
+    "n",
+    "stop",
+    "logit_bias",
+    "presence_penalty",
+    "frequency_penalty",
+    "logprobs",
+    "echo",
+)
+"""What choosing among labels cannot honour. Temperature, top_p, seed and max_tokens change nothing
+there: labels are compared, and none is drawn or cut."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -163,8 +178,22 @@ def _lookahead(value: object) -> Lookahead | None:
     return value
 
 
+def _labels(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
+        raise ValueError("must be a list of strings")
+    bare = {label.removeprefix(" ") for label in value}
+    if not all(0 < len(label) <= MAX_LABEL_LENGTH for label in value) or "" in bare:
+        raise ValueError(f"each must have 1 to {MAX_LABEL_LENGTH} characters, not only a space")
+    if not 2 <= len(value) <= MAX_LABELS:
+        raise ValueError(f"must be 2 to {MAX_LABELS} labels")
+    if len(bare) < len(value):
+        raise ValueError("two of them are the same, or differ only by one leading space")
+    return tuple(value)
+
+
 class Steering(Wire):
     alpha: float | None = None
+    choices: Annotated[tuple[str, ...], PlainValidator(_labels)] = ()
     weights: dict[str, float] | None = None
     lookahead: Annotated[Lookahead | None, PlainValidator(_lookahead)] = None
     trace: Annotated[Trace, PlainValidator(_trace)] = "off"
@@ -273,7 +302,20 @@ class GenerationBody(Wire):
     def _consistent(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise BadRequest("stream_options needs stream: true", param="stream_options")
+        for name in _NO_CHOOSING if self.steering.choices else ():
+            field = type(self).model_fields.get(name)
+            if field is not None and getattr(self, name) != field.default:
+                raise BadRequest(
+                    f"{name} has no meaning with steering.choices, where nothing is generated; "
+                    "leave it out",
+                    param=name,
+                )
         return self
+
+    @property
+    def echoes(self) -> Echo:
+        """Only completions give their prompt back."""
+        return "off"
 
     def asked(self, prompts: tuple[Prompt, ...], logprobs: int | None, tokens: int) -> Asked:
         """One Request for each prompt; `tokens` stands in for an absent max_tokens."""
@@ -290,6 +332,8 @@ class GenerationBody(Wire):
                 weights=steering.weights,
                 lookahead=steering.lookahead,
                 trace=steering.trace,
+                choices=steering.choices,
+                echo=self.echoes,
                 shown=max(logprobs or 0, MAX_SHOWN if steering.trace == "candidates" else 0),
             )
             for prompt in prompts
@@ -311,7 +355,22 @@ class GenerationBody(Wire):
 
 class CompletionBody(GenerationBody):
     prompt: Annotated[tuple[Prompt, ...], PlainValidator(_prompts)]
+    max_tokens: int | None = Field(default=None, ge=0)
     logprobs: int | None = Field(default=None, ge=0)
+    echo: bool = False
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise BadRequest("max_tokens must be at least 1 without echo: true", param="max_tokens")
+        return self
+
+    @property
+    def echoes(self) -> Echo:
+        """Numbers only for those who look at them: they take a call, and the pair's reading."""
+        if not self.echo:
+            return "off"
+        return "text" if self.logprobs is None and self.steering.trace == "off" else "scores"
 
 
 class ChatBody(GenerationBody):
@@ -336,14 +395,14 @@ class ChatBody(GenerationBody):
 
 def read_completion(raw: bytes, limits: LimitSettings) -> Asked:
     """A body of /v1/completions. Raises BadRequest and UnsupportedParameter with `param`."""
-    body = _read(raw, CompletionBody)
+    body = read_wire(raw, CompletionBody)
     _check_shown("logprobs", body.logprobs, limits)
     return body.asked(body.prompt, body.logprobs, min(COMPLETION_TOKENS, limits.max_tokens))
 
 
 def read_chat(raw: bytes, limits: LimitSettings) -> Asked:
     """A body of /v1/chat/completions. Raises BadRequest and UnsupportedParameter with `param`."""
-    body = _read(raw, ChatBody)
+    body = read_wire(raw, ChatBody)
     _check_shown("top_logprobs", body.top_logprobs, limits)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     chat = Chat(tuple(turn.message for turn in body.messages))
@@ -351,10 +410,11 @@ def read_chat(raw: bytes, limits: LimitSettings) -> Asked:
     return body.asked((chat,), logprobs, body.max_completion_tokens or default)
 
 
-Body = TypeVar("Body", bound=GenerationBody)
+Body = TypeVar("Body", bound=Wire)
 
 
-def _read(raw: bytes, kind: type[Body]) -> Body:
+def read_wire(raw: bytes, kind: type[Body]) -> Body:
+    """A body of a kind. Raises BadRequest and UnsupportedParameter with `param`."""
     _check_inner(raw)
     try:
         data = from_json(raw, allow_inf_nan=False)

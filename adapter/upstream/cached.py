@@ -142,6 +142,11 @@ class CachedUpstream:
         self.lookups.count(not usage.calls)
         return scores, usage
 
+    async def positions(self, ids: Sequence[int], budget: Allowance) -> Draft:
+        """The upstream's; neither stored nor shared."""
+        self.lookups.count(hit=False)
+        return await self._inner.positions(ids, budget)
+
     async def close(self) -> None:
         """Close the upstream; the cache is shared and stays open."""
         await self._inner.close()

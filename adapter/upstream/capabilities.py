@@ -61,6 +61,7 @@ COMPLETIONS = Capabilities(
     before_temperature=True,
     before_bias=True,
     appends=True,
+    text_scoring="echo",
 )
 """Classic /v1/completions with vLLM's extras; log-probabilities are float32 and printed whole."""
 
@@ -78,5 +79,6 @@ LLAMACPP = Capabilities(
     before_temperature=True,
     before_bias=True,
     appends=False,
+    text_scoring="forced",
 )
 """llama.cpp's server: a token that ends inside a character comes without candidates."""

@@ -128,6 +128,13 @@ class CompletionsUpstream:
             usage += usage_of(answer.body, answer.calls)
         return scores, usage
 
+    async def positions(self, ids: Sequence[int], budget: Allowance) -> Draft:
+        """The text echoed with its log-probabilities, and one token more."""
+        fields = _PLAIN | {"echo": True, "max_tokens": 1, "logprobs": self._k}
+        answer = await self._transport.complete(ids, fields, budget)
+        positions = read_text(answer.body, ids, self._names, self._k)
+        return Draft(positions, None, usage_of(answer.body, answer.calls))
+
     async def close(self) -> None:
         """Close all connections."""
         await self._transport.close()
@@ -151,6 +158,32 @@ def read_run(
     """
     run = CompletionsRun(names, k, n, sampled)
     return run.read(only_choice(body)), run.finish()
+
+
+def read_text(
+    body: Mapping[str, Any], ids: Sequence[int], names: Names, k: int
+) -> tuple[Position, ...]:
+    """The positions behind each of the ids that were echoed. Raises UpstreamMalformed."""
+    choice = only_choice(body)
+    logprobs = logprobs_of(choice)
+    # Nothing predicts the first token: its entries are null on all servers.
+    behind = {name: column[1:] for name, column in logprobs.items() if isinstance(column, list)}
+    steps = list(_steps(dict(logprobs) | behind))
+    given, own = steps[: len(ids) - 1], steps[len(ids) - 1 :]
+    if len(given) < len(ids) - 1 or len(own) > 1:
+        raise UpstreamMalformed(
+            f"the upstream shows {len(steps)} positions for a text of {len(ids)} tokens: "
+            "it cannot echo log-probabilities"
+        )
+    for token, (echoed, _, _) in zip(ids[1:], given, strict=True):
+        if is_id(echoed) and echoed != f"token_id:{token}":
+            raise UpstreamMalformed("the upstream echoes another text than was sent")
+    taken = [names.of_id(token, value) for token, (_, value, _) in zip(ids[1:], given, strict=True)]
+    taken += [names.of_key(key, value) for key, value, _ in own]
+    return tuple(
+        _position(key, token, shown, names, k)
+        for (key, _, shown), token in zip(steps, taken, strict=True)
+    )
 
 
 def read_scores(body: Mapping[str, Any], ids: Sequence[int]) -> dict[int, float]:
@@ -206,11 +239,19 @@ class CompletionsRun:
     def _position(self, key: str, logprob: float, shown: Mapping[str, Any]) -> Position:
         if self._sampled and not is_id(key):
             raise NamedByText
-        listed = _top({name: nats(value) for name, value in shown.items()}, key, self._k)
-        found = [self._names.of_key(name, value) for name, value in listed.items()]
-        if self._names.size is None and len(listed) < self._k:
-            found.append(None)  # tokens that are printed alike have become one
-        return make_position(found, usable(self._names.of_key(key, logprob)), self._names.size)
+        taken = self._names.of_key(key, logprob)
+        return _position(key, taken, shown, self._names, self._k)
+
+
+def _position(
+    key: str, taken: Candidate | None, shown: Mapping[str, Any], names: Names, k: int
+) -> Position:
+    """The position at which a token was taken that goes by a key."""
+    listed = _top({name: nats(value) for name, value in shown.items()}, key, k)
+    found = [names.of_key(name, value) for name, value in listed.items()]
+    if names.size is None and len(listed) < k:
+        found.append(None)  # tokens that are printed alike have become one
+    return make_position(found, usable(taken), names.size)
 
 
 def _shows_tokens(choice: Mapping[str, Any]) -> bool:

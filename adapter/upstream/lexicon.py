@@ -1,6 +1,6 @@
 """Lexicon: the upstream's vocabulary as a draw needs it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -35,6 +35,11 @@ class Lexicon:
     def of_id(self, token: int, logprob: float) -> Candidate | None:
         """The token of that id as a candidate; None where the id has no name."""
         return None if self._names is None else self._names.of_id(token, logprob)
+
+    def of_ids(self, tokens: Iterable[int]) -> tuple[Candidate, ...]:
+        """The tokens of those ids as candidates to ask about; each of them has a name."""
+        named = (self.of_id(token, 0.0) for token in tokens)
+        return tuple(token for token in named if token is not None)
 
     @property
     def words(self) -> Words | None:

@@ -134,6 +134,10 @@ class LlamaCppUpstream:
             usage += usage_of(answer.body, answer.calls)
         return scores, usage
 
+    async def positions(self, ids: Sequence[int], budget: Allowance) -> Draft:
+        """Not to be had: the server echoes nothing."""
+        raise ValueError("llama.cpp's server does not score a text in one call")
+
     async def close(self) -> None:
         """Close all connections."""
         await self._transport.close()

@@ -81,6 +81,7 @@ class Record:
         """A dialect's capabilities, less what was found missing here, and the facts found."""
         drawn = self.value("before_temperature") is not False and self.value("named_by") != "text"
         scoring = dialect.scoring if self.value("scoring") == dialect.scoring else None
+        told = self.value("text_scoring")
         facts = {
             field: found.value
             for field, found in self.findings.items()
@@ -92,6 +93,7 @@ class Record:
             every_step_shown=self._shows_all(dialect),
             rejection=dialect.rejection and self._shows_all(dialect) and drawn,
             scoring=scoring,
+            text_scoring=dialect.text_scoring if told in (None, "echo") else told,
             streams=dialect.streams and self.value("streamed_logprobs") is not False,
             **facts,
         )
@@ -113,7 +115,15 @@ class Record:
         return asdict(self) | {"tier": self.tier}
 
 
-_DIALECT = ("end_visible", "every_step_shown", "rejection", "scoring", "streams", "margin")
+_DIALECT = (
+    "end_visible",
+    "every_step_shown",
+    "rejection",
+    "scoring",
+    "text_scoring",
+    "streams",
+    "margin",
+)
 
 
 def load(folder: Path, base_url: str, model: str) -> Record | None:

@@ -33,7 +33,7 @@ class TextUpstream:
         self._speaker = speaker
         self._spelling = Spelling(vocabulary)
         self.capabilities: Capabilities = replace(
-            speaker.capabilities, rejection=False, scoring=None
+            speaker.capabilities, rejection=False, scoring=None, text_scoring="none"
         )
         self.identity: tuple[str, ...] = ("text", *speaker.identity)
 
@@ -73,6 +73,10 @@ class TextUpstream:
     ) -> tuple[dict[int, float], Usage]:
         """Nothing: chosen tokens cannot be had behind a text."""
         return {}, Usage()
+
+    async def positions(self, ids: Sequence[int], budget: Allowance) -> Draft:
+        """Not to be had: a text has no ids here."""
+        raise ValueError("an upstream that is sent text does not score one")
 
     async def close(self) -> None:
         """Let go of connections."""

@@ -111,7 +111,8 @@ class _Question:
     @property
     def largest(self) -> int:
         """Bytes of the largest answer that is read."""
-        return _ENVELOPE + _ENTRY * self.tokens * (1 + int(self.fields.get("logprobs", 0)))
+        shown = self.tokens + (len(self.prompt) if self.fields.get("echo") else 0)
+        return _ENVELOPE + _ENTRY * shown * (1 + int(self.fields.get("logprobs", 0)))
 
 
 class Transport:

@@ -86,6 +86,14 @@ class Upstream(Protocol):
         """
         ...
 
+    async def positions(self, ids: Sequence[int], budget: Allowance) -> Draft:
+        """The position behind each id of a text, where `capabilities.text_scoring` is echo.
+
+        All but the last have the id that comes next as their `drafted`, with its log-probability,
+        None where that is not told. The last one, which some do not show, has the upstream's own.
+        """
+        ...
+
     async def close(self) -> None:
         """Let go of connections."""
         ...

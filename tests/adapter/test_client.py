@@ -5,17 +5,27 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 
-from adapter.candidates import END
-from adapter.client import Answer, AnswerUsage, AsyncClient, Client
-from adapter.errors import BudgetExceeded, ServiceError, UpstreamTimeout
+from adapter.candidates import END, Candidate, Echo, Label, Verdict
+from adapter.client import Answer, AnswerUsage, AsyncClient, Choice, Client, Score
+from adapter.errors import (
+    BadRequest,
+    BudgetExceeded,
+    ModelNotFound,
+    MoneyExceeded,
+    ServiceError,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from tests.support.scripted_adapter import (
     HANG,
     HELLO,
     USAGE,
     ScriptedAdapter,
+    ScriptedLocal,
     alternative,
     end_step,
     ending,
@@ -90,6 +100,144 @@ async def test_the_async_client_is_the_same(hello):
         assert [step async for step in client.stream(model="m", prompt="p")] == list(HELLO_STEPS)
 
 
+LABELS = (Label("A", -0.1, -0.7, 0.3, True), Label("B", -2.4, -3.0, 0.0, False))
+CHOSEN = (ending("stop", "A", verdict=Verdict(LABELS, uncertain=True)),)
+ECHOED = (Echo(Candidate(b"a", 0.0, 1), HELLO_STEPS[:2], "a Hi there"), ending("length"))
+
+
+def test_choose(serve):
+    adapter = ScriptedAdapter(CHOSEN)
+    with Client(serve(adapter)) as client:
+        for given in ({"prompt": "p"}, {"messages": USER}):
+            choice = client.choose(model="m", choices=("A", "B"), alpha=2.0, **given)
+            assert choice == Choice("A", LABELS, True, AnswerUsage(5, 0, USAGE))
+    assert [request.choices for request in adapter.asked] == [("A", "B")] * 2
+    assert {request.alpha for request in adapter.asked} == {2.0}
+
+
+def test_score(serve):
+    adapter = ScriptedAdapter(ECHOED)
+    with Client(serve(adapter)) as client:
+        score = client.score(model="m", text="a Hi there", alpha=0.5)
+    assert score == Score(
+        "a Hi there", steps_without_text(HELLO_STEPS[:2]), AnswerUsage(5, 0, USAGE)
+    )
+    assert (score.logprob, score.upstream_logprob) == (-1.0, -3.0)
+    (request,) = adapter.asked
+    assert (request.echo, request.sampling.max_tokens, request.alpha) == ("scores", 0, 0.5)
+
+
+def steps_without_text(steps):
+    """What is given back releases no text: it was there before."""
+    return tuple(replace(step, text="") for step in steps)
+
+
+async def test_in_process_it_is_the_same(hello):
+    local = ScriptedLocal(ScriptedAdapter())
+    async with AsyncClient(hello) as client:
+        for one in (local, client):
+            answer = await one.complete(model="m", prompt="p", alpha=2.0)
+            assert answer == Answer("Hi there", HELLO_STEPS, AnswerUsage(5, 3, USAGE), "stop")
+            assert (await one.chat(model="m", messages=USER)) == answer
+            assert [s async for s in one.stream(model="m", prompt="p")] == list(HELLO_STEPS)
+    choosing = ScriptedLocal(ScriptedAdapter(CHOSEN))
+    choice = await choosing.choose(model="m", prompt="p", choices=["A", "B"])
+    assert choice == Choice("A", LABELS, True, AnswerUsage(5, 0, USAGE))
+    scoring = ScriptedLocal(ScriptedAdapter(ECHOED))
+    assert (await scoring.score(model="m", text=[1, 2])).logprob == -1.0
+
+
+@pytest.mark.parametrize("before", [(), (step("Hi"),)], ids=["at once", "in the middle"])
+async def test_in_process_errors_are_the_same(before):
+    local = ScriptedLocal(ScriptedAdapter((*before, MoneyExceeded("over"))))
+    with pytest.raises(MoneyExceeded, match="over"):
+        await local.complete(model="m", prompt="p")
+    with pytest.raises(BadRequest, match="temperature"):
+        await local.complete(model="m", prompt="p", temperature=9)
+
+
+async def test_in_process_a_stream_comes_as_it_is_made_and_stops_when_it_is_left():
+    adapter = ScriptedAdapter((step("Hi"), HANG))
+    stream = ScriptedLocal(adapter).stream(model="m", prompt="p")
+    assert (await anext(stream)).text == "Hi"
+    await stream.aclose()
+    assert adapter.cancelled.is_set()
+
+
+def refusing(*answers):
+    """An app that gives one (status, headers) after the other, and the times it was asked."""
+    asked = []
+
+    async def app(scope, receive, send):
+        if scope["type"] != "http":
+            return
+        status, headers = answers[min(len(asked), len(answers) - 1)]
+        asked.append(scope["path"])
+        body = b'{"data": [{"id": "m"}]}' if status == 200 else b"{}"
+        head = [(k.encode(), v.encode()) for k, v in headers.items()]
+        await send({"type": "http.response.start", "status": status, "headers": head})
+        await send({"type": "http.response.body", "body": body})
+
+    return app, asked
+
+
+SOON = {"retry-after-ms": "1"}
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "times"),
+    [
+        (503, SOON | {"x-should-retry": "true"}, 3),
+        (504, SOON | {"x-should-retry": "true"}, 3),
+        (429, SOON | {"x-should-retry": "false"}, 1),
+        (503, SOON | {"x-should-retry": "false"}, 1),
+        (429, SOON, 3),
+        (503, {"retry-after": "0.001"}, 3),
+        (503, {"retry-after-ms": "60000"}, 1),
+        (429, {"retry-after": "31", "x-should-retry": "true"}, 1),
+        (500, SOON, 1),
+        (502, SOON, 1),
+        (400, SOON, 1),
+    ],
+)
+def test_who_is_asked_again(status, headers, times):
+    app, asked = refusing((status, headers))
+    with serving(app) as address, Client(address) as client:
+        with pytest.raises(ServiceError) as raised:
+            client.complete(model="m", prompt="p")
+        assert raised.value.status == status
+        assert len(asked) == times
+
+
+def test_another_try_may_help():
+    app, asked = refusing((503, SOON), (200, {}))
+    with serving(app) as address, Client(address) as client:
+        assert client.models() == ("m",)
+    assert len(asked) == 2
+    app, asked = refusing((503, SOON), (200, {}))
+    with (
+        serving(app) as address,
+        Client(address, max_retries=0) as client,
+        pytest.raises(ServiceError),
+    ):
+        client.models()
+    assert len(asked) == 1
+
+
+def test_what_broke_off_is_not_asked_again(serve):
+    adapter = ScriptedAdapter((step("Hi"), UpstreamUnavailable("off")))
+    with Client(serve(adapter)) as client, pytest.raises(UpstreamUnavailable):
+        client.complete(model="m", prompt="p")
+    assert len(adapter.asked) == 1
+
+
+def test_the_wait_that_is_asked_for_is_told(serve):
+    adapter = ScriptedAdapter(refusal=UpstreamUnavailable("off", retry_after=40.0))
+    with Client(serve(adapter)) as client, pytest.raises(UpstreamUnavailable) as raised:
+        client.complete(model="m", prompt="p")
+    assert (raised.value.retry_after, len(adapter.asked)) == (40.0, 0)
+
+
 def test_without_a_trace_there_are_no_steps(client):
     answer = client.complete(model="m", prompt="p", trace=False)
     assert (answer.text, answer.steps, answer.usage.completion_tokens) == ("Hi there", (), 3)
@@ -145,29 +293,33 @@ def test_the_texts_of_streamed_steps_add_up_to_the_answer(serve, script, texts):
 
 
 def test_refusals_carry_status_and_code(client):
-    with pytest.raises(ServiceError) as raised:
+    with pytest.raises(BadRequest) as raised:
         client.complete(model="m", prompt="p", temperature=3.0)
-    assert (raised.value.http_status, raised.value.error_code) == (400, "invalid_value")
-    with pytest.raises(ServiceError) as raised:
+    assert raised.value.param == "temperature"
+    assert (raised.value.status, raised.value.code) == (400, "invalid_value")
+    with pytest.raises(ModelNotFound) as raised:
         client.chat(model="x", messages=USER)
-    assert (raised.value.http_status, raised.value.error_code) == (404, "model_not_found")
+    assert (raised.value.status, raised.value.code) == (404, "model_not_found")
 
 
 @pytest.mark.parametrize(
-    ("fault", "status", "code"),
+    ("fault", "kind", "status", "code"),
     [
-        (UpstreamTimeout("slow"), 504, "upstream_timeout"),
-        (BudgetExceeded("over"), 429, "budget_exceeded"),
-        (ZeroDivisionError("odd"), 500, None),
+        (UpstreamTimeout("slow"), UpstreamTimeout, 504, "upstream_timeout"),
+        (BudgetExceeded("over"), BudgetExceeded, 429, "budget_exceeded"),
+        (MoneyExceeded("over"), MoneyExceeded, 402, "budget_exceeded"),
+        (UpstreamUnavailable("off"), UpstreamUnavailable, 503, "upstream_unavailable"),
+        (ZeroDivisionError("odd"), ServiceError, 500, None),
     ],
 )
 @pytest.mark.parametrize("before", [(), (step("Hi"),)], ids=["at once", "in the middle"])
-def test_failures_carry_the_same_status_early_and_late(serve, fault, status, code, before):
-    with Client(serve(ScriptedAdapter((*before, fault)))) as client:
-        with pytest.raises(ServiceError) as raised:
+def test_failures_are_of_one_class_early_and_late(serve, fault, kind, status, code, before):
+    with Client(serve(ScriptedAdapter((*before, fault))), max_retries=0) as client:
+        with pytest.raises(kind) as raised:
             client.complete(model="m", prompt="p")
-        assert (raised.value.http_status, raised.value.error_code) == (status, code)
-        with pytest.raises(ServiceError):
+        assert type(raised.value) is kind
+        assert (raised.value.status, raised.value.code) == (status, code)
+        with pytest.raises(kind):
             list(client.stream(model="m", prompt="p"))
 
 
@@ -184,10 +336,10 @@ def test_failures_carry_the_same_status_early_and_late(serve, fault, status, cod
     ],
 )
 def test_answers_of_something_else_are_errors(status, body, expected):
-    with serving(answering(status, body)) as address, Client(address) as client:
+    with serving(answering(status, body)) as address, Client(address, max_retries=0) as client:
         with pytest.raises(ServiceError) as raised:
             client.complete(model="m", prompt="p")
-        assert (raised.value.http_status, raised.value.error_code) == expected
+        assert (raised.value.status, raised.value.code) == expected
 
 
 def test_a_list_of_models_of_something_else_is_an_error():
@@ -200,16 +352,19 @@ def test_a_list_of_models_of_something_else_is_an_error():
 
 
 def test_a_service_that_is_not_there_or_silent():
-    with Client("http://127.0.0.1:9") as client, pytest.raises(ServiceError) as raised:
+    with (
+        Client("http://127.0.0.1:9", max_retries=0) as client,
+        pytest.raises(ServiceError) as raised,
+    ):
         client.models()
-    assert raised.value.http_status == 503
+    assert raised.value.status == 503
 
 
 def test_a_service_that_does_not_answer_in_time(serve):
     address = serve(ScriptedAdapter((HANG,)))
     with Client(address, timeout=0.05) as client, pytest.raises(ServiceError) as raised:
         client.complete(model="m", prompt="p")
-    assert raised.value.http_status == 504
+    assert raised.value.status == 504
 
 
 def test_a_key_is_sent_as_a_bearer_token():

@@ -1,15 +1,17 @@
 """The whole service on a real socket, in front of a real engine, through the official client."""
 
 import contextlib
+import math
 
 import httpx
 import openai
 import pytest
 
 from adapter.adapter import Adapter
-from adapter.client import Client
+from adapter.client import AsyncClient, Client
 from adapter.demo.engine import Engine, EngineOptions
-from adapter.errors import ServiceError
+from adapter.errors import ModelNotFound, UnsupportedParameter
+from adapter.local import Adapter as InProcess
 from adapter.service.app import create_app
 from tests.e2e.prompts import PROMPTS
 from tests.support.configured import settings_for
@@ -189,8 +191,58 @@ def test_the_python_client(address):
         )
         assert "".join(s.text for s in steps) == answer.text
         assert [s.offset for s in steps] == [s.offset for s in answer.steps]
-        with pytest.raises(ServiceError, match="no model 'gone'"):
+        with pytest.raises(ModelNotFound, match="no model 'gone'"):
             client.complete(model="gone", prompt="x")
+
+
+async def test_in_process_and_over_a_socket_are_one(engine, address):
+    """The same settings but for the template; every method but the list of models."""
+    settings = settings_for(engine.base_url, api="llama.cpp", other=True)
+    asked = {"model": "tiny", "prompt": PROMPTS[3], "temperature": 0, "max_tokens": TOKENS}
+    async with (
+        InProcess.from_settings(settings) as local,
+        AsyncClient(address) as client,
+    ):
+        here, there = [await one.complete(**asked, alpha=1.5) for one in (local, client)]
+        assert (here.text, here.finish_reason) == (there.text, there.finish_reason)
+        for mine, theirs in zip(here.steps, there.steps, strict=True):
+            assert mine.offset == pytest.approx(theirs.offset, abs=1e-3)
+        steps = [step async for step in local.stream(**asked, alpha=1.5)]
+        assert "".join(step.text for step in steps) == here.text
+        labels = ["a", "b", "the", "zebra crossing"]
+        chosen = [
+            await one.choose(model="tiny", prompt=PROMPTS[3], choices=labels)
+            for one in (local, client)
+        ]
+        assert chosen[0].text == chosen[1].text
+        with pytest.raises(UnsupportedParameter, match="forced_scoring"):
+            await local.score(model="tiny", text=PROMPTS[3])
+
+
+def test_choices_take_one_call_where_all_are_shown(client, address):
+    """llama.cpp's server shows the candidates; a label it does not show takes a call of its own."""
+    shown = complete(client, PROMPTS[3], max_tokens=1, steering={"alpha": 0, "trace": "candidates"})
+    (step,) = shown.choices[0].model_extra["steering"]["steps"]
+    words = [c["token"].strip() for c in step["candidates"] if c["bytes"]]
+    labels = [w for w in dict.fromkeys(words) if w.isalnum()][:4]
+    fresh = {"cache-control": "no-store"}
+    for prompt in (PROMPTS[3], None):
+        body = {"model": "tiny", "steering": {"choices": labels}}
+        if prompt is not None:
+            answer = httpx.post(
+                f"{address}/v1/completions", json=body | {"prompt": prompt}, headers=fresh
+            ).json()
+            assert answer["usage"]["upstream"]["calls"] == 1
+            text = answer["choices"][0]["text"]
+        else:
+            body |= {"messages": [{"role": "user", "content": "Which?"}]}
+            answer = httpx.post(f"{address}/v1/chat/completions", json=body, headers=fresh).json()
+            text = answer["choices"][0]["message"]["content"]
+        told = answer["choices"][0]["steering"]["choices"]
+        assert [one["label"] for one in told] == labels
+        assert text == max(told, key=lambda one: one["logprob"])["label"]
+        assert all(one["shown"] for one in told)
+        assert sum(math.exp(one["logprob"]) for one in told) == pytest.approx(1.0)
 
 
 def refused(address, **body):

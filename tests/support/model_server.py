@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from tests.support.sockets import serving
 
 Json = dict[str, Any]
+Step = tuple[int, torch.Tensor | None]
 
 
 @dataclass
@@ -120,9 +121,18 @@ class ModelServer:
 
     def _choice(self, index: int, prompt: list[int], body: Json) -> Json:
         run = list(self._run(prompt, body))
-        text = self.tokenizer.decode([token for token, _, _ in run], skip_special_tokens=True)
-        steps = [(token, row) for token, row, _ in run]
+        echoed = list(self._echoed(prompt)) if body.get("echo") else []
+        steps = [*echoed, *((token, row) for token, row, _ in run)]
+        text = self.tokenizer.decode([token for token, _ in steps], skip_special_tokens=True)
         return self._shape(index, text, steps, run[-1][2], body) | {"_tokens": len(run)}
+
+    def _echoed(self, prompt: list[int]) -> Iterator[Step]:
+        """Each token of a prompt with the distribution in front of it, None for the first."""
+        with self.lock, torch.inference_mode():
+            logits = self.model(torch.tensor([prompt])).logits[0]
+        rows = torch.log_softmax(logits.double(), -1)
+        yield prompt[0], None
+        yield from zip(prompt[1:], rows, strict=False)
 
     def _run(self, prompt: list[int], body: Json) -> Iterator[tuple[int, torch.Tensor, str | None]]:
         """Each token with its distribution, and with the last why it is the last."""
@@ -146,7 +156,7 @@ class ModelServer:
         self,
         index: int,
         text: str,
-        run: list[tuple[int, torch.Tensor]],
+        run: list[Step],
         finish: str | None,
         body: Json,
     ) -> Json:
@@ -160,13 +170,15 @@ class ModelServer:
             "prompt_logprobs": None,
         }
 
-    def _logprobs(self, run: list[tuple[int, torch.Tensor]], body: Json) -> Json:
+    def _logprobs(self, run: list[Step], body: Json) -> Json:
         named, chosen = body.get("return_tokens_as_token_ids"), body.get("logprob_token_ids")
 
         def name(token: int) -> str:
             return f"token_id:{token}" if named else self.tokenizer.decode([token])
 
-        def top(token: int, row: torch.Tensor) -> dict[str, float]:
+        def top(token: int, row: torch.Tensor | None) -> dict[str, float] | None:
+            if row is None:
+                return None
             best = chosen or row.topk(min(body["logprobs"], len(row))).indices.tolist()
             shown = best if token in best else [token, *best]  # the sampled one comes first
             return {name(i): row[i].item() for i in shown}
@@ -174,7 +186,7 @@ class ModelServer:
         tokens = [name(token) for token, _ in run]
         return {
             "text_offset": [sum(map(len, tokens[:i])) for i in range(len(tokens))],
-            "token_logprobs": [row[token].item() for token, row in run],
+            "token_logprobs": [None if row is None else row[token].item() for token, row in run],
             "tokens": tokens,
             "top_logprobs": [top(token, row) for token, row in run],
         }

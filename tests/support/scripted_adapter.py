@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from adapter.budget import Budget
 from adapter.candidates import END, Alternative, Ending, Step, Usage
 from adapter.errors import ModelNotFound
+from adapter.local import InProcess
 from adapter.request import Request
-from adapter.settings import KeySettings
+from adapter.settings import KeySettings, LimitSettings
 from adapter.upstream.lookups import Lookups
+from tests.support.generations import byte_vocabulary
+from tokenizer_maps.vocabulary import Vocabulary
 
 HANG = "hang"
 """In a script: wait for ever."""
@@ -79,10 +82,16 @@ class ScriptedAdapter:
     cancelled: threading.Event = field(default_factory=threading.Event)
     closed: bool = False
 
-    models = ("m", "org/other")
+    models: tuple[str, ...] = ("m", "org/other")
+    limits = LimitSettings(top_logprobs=5, max_tokens=100)
 
     def budget(self, model: str, prompts: int = 1, key: KeySettings | None = None) -> Budget:
         return Budget(prompts)
+
+    def vocabulary(self, model: str) -> Vocabulary:
+        if model not in self.models:
+            raise ModelNotFound("no such model", param="model")
+        return byte_vocabulary()
 
     def prepare(self, request: Request, budget: Budget | None = None) -> ScriptedJob:
         if self.refusal is not None:
@@ -107,3 +116,20 @@ class ScriptedAdapter:
 
     async def close(self) -> None:
         self.closed = True
+
+
+@dataclass
+class ScriptedLocal(InProcess):
+    """A scripted adapter asked in process."""
+
+    script: ScriptedAdapter
+
+    @property
+    def _engine(self) -> ScriptedAdapter:
+        return self.script
+
+    async def __aenter__(self) -> "ScriptedLocal":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.script.close()

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +78,8 @@ class Synthetic:
     luck: int = 0
     appends: bool = False
     temperature: float = 1.0
+    scoring: Literal["chosen", "forced"] | None = "chosen"
+    text_scoring: Literal["echo", "forced", "none"] = "echo"
     calls: int = 0
     billed: int = 0
     cuts: int = 0
@@ -88,9 +91,10 @@ class Synthetic:
             end_visible=self.end_visible,
             every_step_shown=True,
             rejection=True,
-            scoring="chosen",
+            scoring=self.scoring,
             streams=True,
             margin=1e-6,
+            text_scoring=self.text_scoring,
         )
 
     @property
@@ -142,6 +146,15 @@ class Synthetic:
         row = self.logprobs(prefix.ids)
         known = [i for i in ids if 0 <= i < len(row) and np.isfinite(row[i])]
         return {i: float(row[i]) for i in known}, usage
+
+    async def positions(self, ids: Sequence[int], budget: Allowance) -> Draft:
+        async with budget.call(len(ids), 1):
+            usage = self._call(Prefix.of(ids)) + Usage(completion_tokens=1)
+            self.billed += 1
+        rows = [self.logprobs(ids[: j + 1]) for j in range(len(ids))]
+        taken = [*ids[1:], int(rows[-1].argmax())]
+        found = (self._position(row, token) for row, token in zip(rows, taken, strict=True))
+        return Draft(tuple(found), None, usage)
 
     async def close(self) -> None:
         pass

@@ -6,12 +6,19 @@ import json
 import pytest
 from rich.console import Console
 
-import adapter.adapter
+import adapter.local
 from adapter.cli import main
-from adapter.cli.complete import _marked
 from adapter.client import Answer, AnswerUsage
 from adapter.errors import PairError
-from tests.support.scripted_adapter import HELLO, USAGE, ScriptedAdapter, ending, step
+from adapter.explanation import marked
+from tests.support.scripted_adapter import (
+    HELLO,
+    USAGE,
+    ScriptedAdapter,
+    ScriptedLocal,
+    ending,
+    step,
+)
 
 
 @pytest.fixture
@@ -32,7 +39,8 @@ def run(monkeypatch, capsys):
 def scripted(monkeypatch) -> ScriptedAdapter:
     """Stands in for the adapter that `complete` would load."""
     engine = ScriptedAdapter()
-    monkeypatch.setattr(adapter.adapter.Adapter, "from_settings", lambda _: engine)
+    local = ScriptedLocal(engine)
+    monkeypatch.setattr(adapter.local.Adapter, "from_settings", lambda _: local)
     return engine
 
 
@@ -72,12 +80,34 @@ def test_changed_tokens_are_marked():
     held = (*HELLO[:2], step("\u20ac"[:0], ""), step("x", "", rank=4), ending("length", "x"))
     steps = held[:-1]
     answer = Answer("Hi therex", steps, AnswerUsage(1, 4, USAGE), "length")
-    marked = _marked(answer)
-    assert marked.plain == "Hi therex"
-    assert [(span.start, span.end) for span in marked.spans] == [(2, 8), (8, 9)]
+    text = marked(answer.text, answer.steps)
+    assert text.plain == "Hi therex"
+    assert [(span.start, span.end) for span in text.spans] == [(2, 8), (8, 9)]
     out = io.StringIO()
-    Console(file=out, force_terminal=True, color_system="standard").print(marked)
+    Console(file=out, force_terminal=True, color_system="standard").print(text)
     assert "\x1b[" in out.getvalue()
+
+
+def test_an_explanation_lists_what_was_changed(run, scripted):
+    code, out, _ = run("complete", "s.yaml", "--model", "m", "p", "--explain")
+    assert code == 0
+    lines = [line.strip() for line in out.splitlines()]
+    assert lines[0] == "Hi there"
+    assert "1 of 3 tokens are not the upstream's own favourite." in lines
+    (row,) = [line for line in lines if "' there'" in line]
+    cells = [cell.strip() for cell in row.split("│")[1:-1]]
+    assert cells == ["' there'", "60.7 %", "22.3 %", "+1.00", "3", "truncated"]
+
+
+def test_an_explanation_can_be_printed():
+    shown = (step(b"\xff", "", rank=None, flags=frozenset({"imputed"})), step("", special="end"))
+    usage = AnswerUsage(1, 2, USAGE)
+    out = str(Answer("a", shown, usage, "stop").explain())
+    assert "'\\xff'" in out
+    assert "hidden" in out
+    assert "truncated imputed" in out
+    assert "ask for a trace" in str(Answer("a", (), usage, "stop").explain())
+    assert "0 of 1" in str(Answer("a", (step("a"),), usage, "stop").explain())
 
 
 @pytest.mark.parametrize(
@@ -107,7 +137,7 @@ def test_failures_are_one_line_and_exit_code_1(run, monkeypatch):
     def broken(_):
         raise PairError("the expert is gone")
 
-    monkeypatch.setattr(adapter.adapter.Adapter, "from_settings", broken)
+    monkeypatch.setattr(adapter.local.Adapter, "from_settings", broken)
     assert run("complete", "s.yaml", "p", "--model", "m") == (
         1,
         "",

@@ -3,7 +3,7 @@
 import openai
 import pytest
 
-from adapter.candidates import END
+from adapter.candidates import END, Candidate, Echo, Label, Verdict
 from adapter.service.parts import Part, Tally, joined
 from adapter.service.render import token_text, usage
 from adapter.upstream.lookups import Lookups, outcome
@@ -211,3 +211,77 @@ def test_an_unknown_model(client):
 def test_a_prompt_that_nobody_can_count_is_estimated():
     assert usage(Tally(5, rough=True))["estimated"] is True
     assert "estimated" not in usage(Tally(5))
+
+
+LABELS = (Label("A", -0.1, -0.7, 0.3, True), Label(" B", -2.4, -3.0, 0.0, False))
+CHOSEN = (ending("stop", "A", verdict=Verdict(LABELS, uncertain=True)),)
+TOLD = {
+    "choices": [
+        {"label": "A", "logprob": -0.1, "upstream_logprob": -0.7, "offset": 0.3, "shown": True},
+        {"label": " B", "logprob": -2.4, "upstream_logprob": -3.0, "offset": 0.0, "shown": False},
+    ],
+    "uncertain": True,
+}
+
+
+def test_choices_come_with_the_winner(serve):
+    steering = {"steering": {"choices": ["A", " B"]}}
+    with sdk(serve(ScriptedAdapter(CHOSEN))) as client:
+        completion = client.completions.create(
+            model="m", prompt=["p", "q"], temperature=0.7, max_tokens=256, extra_body=steering
+        )
+        for index, choice in enumerate(completion.choices):
+            assert (choice.index, choice.text, choice.finish_reason) == (index, "A", "stop")
+            assert choice.model_extra["steering"] == TOLD
+        chat = client.chat.completions.create(model="m", messages=USER, extra_body=steering)
+        assert chat.choices[0].message.content == "A"
+        assert chat.choices[0].model_extra["steering"] == TOLD
+        *_, last = client.chat.completions.create(
+            model="m", messages=USER, stream=True, extra_body=steering
+        )
+        assert last.choices[0].delta.content == "A"
+        assert last.choices[0].model_extra["steering"] == TOLD
+
+
+ECHO = Echo(
+    Candidate(b"", 0.0, 1, "<s>"),
+    (
+        step("Hé", shown=(alternative("Hé", -0.5), alternative("x", -0.9))),
+        step(b"\xe2", logprob=-3.25, shown=(alternative(" ", -0.25),)),
+    ),
+    "Hé\ufffd",
+)
+ECHOED = (ECHO, step(" a", shown=(alternative(" a", -0.5),)), ending("length"))
+
+
+def test_an_echo_stands_in_front_with_nothing_said_of_its_first_token(serve):
+    with sdk(serve(ScriptedAdapter(ECHOED))) as client:
+        answer = client.completions.create(
+            model="m", prompt="p", echo=True, logprobs=1, max_tokens=1
+        )
+        (choice,) = answer.choices
+        assert choice.text == "Hé\ufffd a"
+        logprobs = choice.logprobs
+        assert logprobs.tokens == ["<s>", "Hé", "bytes:\\xe2", " a"]
+        assert logprobs.token_logprobs == [None, -0.5, -3.25, -0.5]
+        assert logprobs.top_logprobs == [
+            None, {"Hé": -0.5}, {" ": -0.25, "bytes:\\xe2": -3.25}, {" a": -0.5},
+        ]  # fmt: skip
+        assert logprobs.text_offset == [0, 0, 2, 3]
+        assert answer.usage.completion_tokens == 1
+        first, *rest = client.completions.create(
+            model="m", prompt="p", echo=True, logprobs=1, max_tokens=1, stream=True
+        )
+        assert first.choices[0].text == "Hé\ufffd"
+        assert first.choices[0].logprobs.token_logprobs == [None, -0.5, -3.25]
+        assert rest[0].choices[0].logprobs.text_offset == [3]
+
+
+def test_an_echo_is_traced_apart_from_the_answer(serve):
+    steering = {"steering": {"trace": True}}
+    with sdk(serve(ScriptedAdapter(ECHOED))) as client:
+        answer = client.completions.create(model="m", prompt="p", echo=True, extra_body=steering)
+    told = answer.choices[0].model_extra["steering"]
+    assert [one["logprob"] for one in told["echo"]] == [-0.5, -3.25]
+    assert [one["token"] for one in told["steps"]] == [" a"]
+    assert answer.choices[0].logprobs is None

@@ -128,7 +128,6 @@ UNSUPPORTED = [
     ("best_of", 2),
     ("best_of", True),
     ("suffix", "s"),
-    ("echo", True),
     ("reasoning_effort", "low"),
     ("verbosity", "low"),
     ("chat_template", "x"),
@@ -165,12 +164,15 @@ def test_how_far_to_look_ahead_must_make_sense(lookahead):
 
 def test_unsupported_fields_inside():
     for fields, param in [
-        ({"steering": {"choices": ["A"]}}, "steering.choices"),
+        ({"steering": {"choice": ["A"]}}, "steering.choice"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
     ]:
         with pytest.raises(UnsupportedParameter) as refusal:
             completion(**fields)
         assert refusal.value.param == param
+    with pytest.raises(UnsupportedParameter) as refusal:
+        chat(echo=True)
+    assert refusal.value.param == "echo"
     for messages in [
         user([{"type": "image_url", "image_url": {"url": "u"}}]),
         user([{"type": "input_audio", "input_audio": {}}]),
@@ -241,6 +243,22 @@ BAD = [
     (completion, {"steering": {"weights": {"e": "1"}}}, "steering.weights.e"),
     (completion, {"steering": {"trace": "all"}}, "steering.trace"),
     (completion, {"steering": {"trace": 1}}, "steering.trace"),
+    *[
+        (ask, {"steering": {"choices": choices}}, "steering.choices")
+        for ask in (completion, chat)
+        for choices in (
+            "AB", {"A": 1}, ["A", 2], [], ["A"], ["A", ""], ["A", " "], ["A", "A"], ["A", " A"],
+            ["A", "b" * 65], [f"l{i}" for i in range(65)],
+        )
+    ],
+    *[
+        (completion, {"steering": {"choices": ["A", "B"]}, name: value}, name)
+        for name, value in {
+            "n": 2, "stop": "x", "logit_bias": {"1": 1}, "presence_penalty": 1,
+            "frequency_penalty": 1, "logprobs": 1, "echo": True,
+        }.items()
+    ],
+    (chat, {"steering": {"choices": ["A", "B"]}, "logprobs": True}, "logprobs"),
     (chat, {"messages": []}, "messages"),
     (chat, {"messages": None}, "messages"),
     (chat, {"messages": "hi"}, "messages"),

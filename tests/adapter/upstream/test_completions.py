@@ -11,7 +11,7 @@ from adapter.candidates import END, Position
 from adapter.errors import UpstreamMalformed
 from adapter.prefix import Prefix
 from adapter.upstream import Endpoint, connect
-from adapter.upstream.completions import read_run
+from adapter.upstream.completions import read_run, read_text
 from adapter.upstream.tokens import TokenNames
 from tests.adapter.upstream.vocabularies import BYTES, Allowed, sample, thorough, vocabulary_of
 from tests.support.model_server import model_server
@@ -281,3 +281,72 @@ async def test_equals_the_model_behind_it() -> None:
     assert draft.usage.calls == 1
     assert draft.usage.completion_tokens == len(draft.positions)
     assert draft.source == "upstream"
+
+
+def echoed(*entries: Any, **changes: Any) -> dict[str, Any]:
+    """An answer to `echo`; each entry is its token's key and what is listed there, or None."""
+    tokens = [key for key, _ in entries]
+    top = [listed for _, listed in entries]
+    own = [None if listed is None else listed[key] for key, listed in entries]
+    columns = {"tokens": tokens, "token_logprobs": own, "top_logprobs": top} | changes
+    return {"choices": [{"index": 0, "text": "", "logprobs": columns}]}
+
+
+A, B, C, D = (f"token_id:{ord(letter)}" for letter in "abcd")
+ECHO = ((A, None), (B, {B: -3.0, C: -0.5}), (C, {C: -0.25}))
+
+
+def test_an_echo_is_one_position_behind_each_token() -> None:
+    """The first entry is null; a given token beyond the top k is no candidate."""
+    first, second = read_text(echoed(*ECHO), (97, 98), NAMES, 1)
+    assert [c.id for c in first.candidates] == [99]
+    assert first.drafted is not None
+    assert (first.drafted.id, first.drafted.logprob) == (98, -3.0)
+    assert first.hidden == pytest.approx(1 - math.exp(-0.5))
+    assert second.drafted is not None
+    assert (second.drafted.id, second.drafted.logprob) == (99, -0.25)
+
+
+def test_a_generated_token_may_be_missing_from_an_echo() -> None:
+    (only,) = read_text(echoed(*ECHO[:2]), (97, 98), NAMES, 5)
+    assert only.drafted is not None
+    assert only.drafted.id == 98
+
+
+def test_a_given_token_without_a_number_is_not_known() -> None:
+    body = echoed(*ECHO, token_logprobs=[None, None, -0.25])
+    first, _ = read_text(body, (97, 98), NAMES, 5)
+    assert first.drafted is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "ids"),
+    [
+        (ECHO, (97, 98, 99, 100)),  # the text is longer
+        (ECHO, (97,)),  # more than one token was generated, or nothing was echoed in front
+        (ECHO[:1], (97, 98)),
+        (ECHO, (97, 100)),  # another text
+        ((), (97, 98)),
+        ((ECHO[1], ECHO[1]), (97, 98, 99)),
+        ((ECHO[0], (B, None)), (97, 98)),
+    ],
+)
+def test_what_is_no_echo_is_an_error(entries: Any, ids: tuple[int, ...]) -> None:
+    with pytest.raises(UpstreamMalformed):
+        read_text(echoed(*entries), ids, NAMES, 5)
+
+
+def test_the_recorded_echo_of_vllm() -> None:
+    """Named by text, as recorded: the ids that were sent are what counts."""
+    body = sample("vllm", "echo")["response"]
+    logprobs = body["choices"][0]["logprobs"]
+    *given, _ = logprobs["tokens"]
+    listed = [name for top in logprobs["top_logprobs"][1:] for name in top]
+    words = list(dict.fromkeys([*given, *listed]))
+    names = TokenNames(vocabulary_of({i: word.encode() for i, word in enumerate(words)}))
+    sent = tuple(words.index(word) for word in given)
+    positions = read_text(body, sent, names, 5)
+    assert [len(position.candidates) for position in positions] == [5] * len(sent)
+    assert len(positions) == len(sent)
+    told = [p.drafted.logprob for p in positions[:-1] if p.drafted is not None]
+    assert told == logprobs["token_logprobs"][1:-1]

@@ -65,6 +65,9 @@ def test_what_is_not_verified_is_not_known() -> None:
         ({"streamed_logprobs": False}, {"streams": False}),
         ({"scoring": "forced"}, {"scoring": None}),
         ({"scoring": None}, {"scoring": None}),
+        ({"text_scoring": "none"}, {"text_scoring": "none"}),
+        ({"text_scoring": "forced"}, {"text_scoring": "forced"}),
+        ({"text_scoring": "echo"}, {}),
     ],
 )
 def test_a_dialect_keeps_what_was_not_found_missing(
@@ -73,6 +76,10 @@ def test_a_dialect_keeps_what_was_not_found_missing(
     facts = {k: v for k, v in values.items() if k not in ("end_visible", "scoring")}
     narrowed = found(**values).narrow(COMPLETIONS)
     assert narrowed == replace(COMPLETIONS, **(facts | changed))
+
+
+def test_an_echo_that_a_dialect_cannot_ask_for_is_not_added() -> None:
+    assert found(text_scoring="echo").narrow(LLAMACPP).text_scoring == "forced"
 
 
 def test_nothing_a_dialect_cannot_do_is_added() -> None:
