@@ -240,9 +240,9 @@ async def test_choices_in_a_chat_and_behind_a_prompt(build, server, tmp_path):
 
 
 async def test_labels_of_several_tokens_need_an_upstream_that_goes_on(build, server):
-    adapter = build()
+    adapter = build(upstream={"prefix": "text"})
     upstream = adapter._models["tiny"].upstream._inner
-    upstream.capabilities = replace(upstream.capabilities, continues="none", text_scoring="none")
+    upstream.capabilities = replace(upstream.capabilities, continues="none")
     before = len(server.requests)
     with pytest.raises(BadRequest, match="choice 1 takes several") as error:
         adapter.prepare(Request("tiny", TEXT, choices=("A", "zebra crossing")))
