@@ -240,7 +240,7 @@ async def test_choices_in_a_chat_and_behind_a_prompt(build, server, tmp_path):
 
 
 async def test_labels_of_several_tokens_need_an_upstream_that_goes_on(build, server):
-    adapter = build(upstream={"prefix": "text"})
+    adapter = build(upstream={"prefix": "text"}, top_logprobs=10_000)
     upstream = adapter._models["tiny"].upstream._inner
     upstream.capabilities = replace(upstream.capabilities, continues="none")
     before = len(server.requests)
