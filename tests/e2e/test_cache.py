@@ -200,7 +200,7 @@ def test_x_cache_with_every_kind_of_draft(server, lookahead):
 
 
 async def test_a_hundred_at_once_pay_for_one(server, steady):
-    with service(server, steady.url()) as address:
+    with service(server, steady.url(), service={"max_concurrency": 100}) as address:
         before = len(server.requests)
         async with httpx.AsyncClient(timeout=HANG) as client:
             asked = [
