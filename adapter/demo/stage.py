@@ -79,10 +79,12 @@ def settings_for(base_url: str) -> dict[str, object]:
 def _service(settings: Path) -> Iterator[str]:
     """`adapter serve` on a free port; yields its base URL once it answers."""
     command = [sys.executable, "-m", "adapter.cli", "serve", str(settings)]
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(  # noqa: S603 - our own interpreter and module
             command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **_THREADS}
-        )
+        ) as process,
+    ):
         try:
             yield f"{_address(process, log)}/v1"
         finally:

@@ -42,6 +42,9 @@ async def _handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            if head.startswith(b"get "):  # what is there is nobody's business
+                writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+                continue
             length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
             asked = json.loads(await reader.readexactly(length))
             writer.write(answer(asked["max_tokens"], asked.get("logprobs") or 1))

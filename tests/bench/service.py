@@ -29,6 +29,10 @@ MODEL = "tiny"
 SHOWN = 5
 CONNECTIONS = (1, 32)
 WARM = 20
+LITELLM = {
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",  # neither side asks for keys
+}
 Result = dict[str, Any]
 
 
@@ -168,7 +172,7 @@ def _litellm(program: Path, upstream: str) -> Iterator[str]:
         file, port = Path(folder) / "litellm.yaml", free_port()
         file.write_text(json.dumps(config))
         command = [str(program), "--config", str(file), "--port", str(port), "--num_workers", "1"]
-        environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        environment = {**os.environ, **LITELLM}
         environment.pop("PYTHONPATH", None)
         with subprocess.Popen(
             [*command, "--host", "127.0.0.1"],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.bench import __main__ as command
-from tests.bench import bridge, bridge_models, cache, corpora, speed
+from tests.bench import bridge, bridge_models, cache, corpora, service, speed
 from tests.support import vocabularies
 from tests.support.tiny import tiny
 from tests.tokenizer_maps import worlds
@@ -84,3 +84,12 @@ def test_cache(capsys: pytest.CaptureFixture[str]) -> None:
     assert result["same_text"] == result["texts"] == 6
     assert result["kinds"].keys() == {"none", *cache.KEPT, *cache.LOST}
     assert all(name in cache.report(result) for name in result["kinds"])
+
+
+def test_service(capsys: pytest.CaptureFixture[str]) -> None:
+    command.main(["service", "--json", "--requests", "4", "--tokens", "2"])
+    result = json.loads(capsys.readouterr().out)
+    assert len(result["rows"]) == 8
+    assert all(0 < found["p50"] <= found["p99"] for found in result["rows"].values())
+    assert 0 < result["overhead_request_ms"] < 10_000
+    assert all(name in service.report(result) for name in [*result["rows"], "overhead_ms"])

@@ -1,6 +1,7 @@
 """Virtual environments of other people's packages: made once, kept in a folder of their own."""
 
 import hashlib
+import re
 import subprocess
 import sys
 import venv
@@ -14,7 +15,8 @@ def environment(folder: Path, packages: Sequence[str]) -> Path:
     Raises CalledProcessError where a package cannot be had.
     """
     name = hashlib.sha256("\n".join(packages).encode()).hexdigest()[:12]
-    home = folder / f"{packages[0].partition('=')[0]}-{name}" if packages else folder / "bare"
+    first = re.split("[<>=]", packages[0])[0] if packages else "bare"
+    home = folder / f"{first}-{name}"
     python, done = home / "bin" / "python", home / "done"
     if not done.exists():
         venv.create(home, with_pip=bool(packages), clear=True)

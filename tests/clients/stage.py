@@ -12,21 +12,27 @@ from adapter.demo.stage import STEERED, WEIGHTS, settings_for
 from adapter.service.app import create_app
 from adapter.settings import Settings
 from tests.support.keys import KEY, key_settings
+from tests.support.scripted_adapter import ScriptedAdapter, end_step, ending, step
 from tests.support.sockets import serving
 
 MODEL = STEERED
 NAMES = (MODEL, "gpt-3.5-turbo-instruct", "gpt-6-astra", "model")
 """The last ones are asked for by the official client's own tests."""
 
+PONG = (step("PO"), step("NG"), end_step(), ending())
 _TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Base URLs of the same service, asking for `KEY` and asking for none."""
+    """Base URLs of the same service, asking for `KEY` and asking for none.
+
+    `pong` says PONG to everything, which the demo's models cannot be brought to.
+    """
 
     guarded: str
     open: str
+    pong: str
 
 
 @contextmanager
@@ -42,8 +48,12 @@ def stage() -> Iterator[Stage]:
         model["templates"] = {"upstream": str(template)}
         plain = {"models": dict.fromkeys(NAMES, model), "limits": {"max_tokens": 4096}}
         key = key_settings("clients", KEY).model_dump()
-        with _service(plain | {"keys": [key]}) as guarded, _service(plain) as unguarded:
-            yield Stage(guarded, unguarded)
+        with (
+            _service(plain | {"keys": [key]}) as guarded,
+            _service(plain) as unguarded,
+            serving(create_app(ScriptedAdapter(PONG), Settings.model_validate(plain))) as pong,
+        ):
+            yield Stage(guarded, unguarded, f"{pong}/v1")
 
 
 @contextmanager

@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.clients.environments import environment, sources
-from tests.clients.stage import MODEL, Stage
+from tests.clients.stage import Stage
 
-OPENAI = ("openai>=3", "pytest", "pytest-asyncio", "pytest-xdist", "openai[aiohttp]")
+OPENAI = (
+    "openai>=3",
+    *("openai[aiohttp]", "pytest", "pytest-asyncio", "pytest-xdist", "rich", "dirty-equals"),
+    *("inline-snapshot", "nest-asyncio", "time-machine"),
+)
 OPENAI_FILES = (
     "tests/api_resources/test_completions.py",
     "tests/api_resources/chat/test_completions.py",
@@ -44,11 +48,11 @@ def openai_tests(cache: Path, stage: Stage) -> Verdict:
 
 
 def provider_check(cache: Path, stage: Stage) -> Verdict:
-    """TrustedRouter's check of a provider, up to tier 4."""
+    """TrustedRouter's check of a provider, up to tier 4; it asks the model to say PONG."""
     package = "trustedrouter-provider-check"
     python = environment(cache, (package,))
     report = cache / "provider-check.json"
-    command = [str(python.with_name(package)), "--base-url", stage.open, "--model", MODEL]
+    command = [str(python.with_name(package)), "--base-url", stage.pong, "--model", "m"]
     done = _run([*command, "--tier", "4", "--json", str(report)], cwd=cache)
     said = json.loads(report.read_text()) if report.exists() else {}
     counts = json.dumps(said.get("summary", said.get("counts", {})))

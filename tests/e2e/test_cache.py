@@ -201,7 +201,10 @@ def test_x_cache_with_every_kind_of_draft(server, lookahead):
 @pytest.mark.reliability("E4")
 async def test_a_hundred_at_once_on_each_of_three_replicas(server, steady, measured):
     with contextlib.ExitStack() as stack:
-        replicas = [stack.enter_context(service(server, steady.url())) for _ in range(3)]
+        own = {"max_concurrency": 100}
+        replicas = [
+            stack.enter_context(service(server, steady.url(), service=own)) for _ in range(3)
+        ]
         before = len(server.requests)
         async with httpx.AsyncClient(
             timeout=HANG, limits=httpx.Limits(max_connections=300)
