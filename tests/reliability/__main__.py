@@ -62,7 +62,7 @@ class Row:
     def line(self, name: str) -> str:
         promise = PROMISES[name]
         seen = [text + f" (× {times})" * (times > 1) for text, times in self.seen.items()]
-        told = "; ".join(seen) or f"{self.outcomes.total()} tests"
+        told = "; ".join(seen) or f"{(n := self.outcomes.total())} test{'s' * (n > 1)}"
         tests = ", ".join(self.tests)
         cells = (name, promise.says, promise.goal, told, self.result, f"{self.seconds:.0f}", tests)
         return "| " + " | ".join(cells) + " |"
