@@ -198,7 +198,7 @@ async def test_a_cancelled_read_gives_its_answer_to_nobody(
 )
 def test_the_canary_an_old_client_does(steady: RedisServer, measured: Measured) -> None:
     command = [os.environ["REDIS_451_PYTHON"], "-W", "ignore", "-m", "tests.cache.canary"]
-    asked = [str(steady.port), ACCOUNT, "500"]
+    asked = [str(steady.port), ACCOUNT, "12800"]
     done = subprocess.run([*command, *asked], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)

@@ -163,15 +163,21 @@ def test_without_its_pair_nothing_is_answered_as_steered(
 
 @pytest.mark.reliability("E8")
 def test_the_loop_stays_free(upstream: ModelServer, measured: Measured) -> None:
-    """The largest of everything at once, while the loop of the service is asked every 5 ms."""
+    """The largest of everything, while the loop of the service is asked every 5 ms.
+
+    What it did itself in between counts by its own processor time, which other programs on a busy
+    machine do not lengthen; the wall's time is told beside it.
+    """
     settings = settings_for(upstream.base_url, cache={"url": "none"}, top_logprobs=400)
-    app, stalls, over = create_app(Adapter.from_settings(settings), settings), [], threading.Event()
+    app, over = create_app(Adapter.from_settings(settings), settings), threading.Event()
+    stalls: list[tuple[float, float]] = []
 
     async def watch() -> None:
         while not over.is_set():
-            begun = time.perf_counter()
+            begun, worked = time.perf_counter(), time.thread_time()
             await asyncio.sleep(0.005)
-            stalls.append(1e3 * (time.perf_counter() - begun - 0.005))
+            waited = time.perf_counter() - begun - 0.005
+            stalls.append((1e3 * (time.thread_time() - worked), 1e3 * waited))
 
     watching: list[asyncio.Task[None]] = []
 
@@ -203,12 +209,14 @@ def test_the_loop_stays_free(upstream: ModelServer, measured: Measured) -> None:
         time.sleep(0.1)
     assert watching[0].done()
     assert len(stalls) > 10
-    assert max(stalls) < 10 * 50 * 5  # a busy machine's other work is in it
-    stalls.sort()
-    most = stalls[-1]
-    middle = stalls[len(stalls) * 99 // 100]
+    own, wall = (max(kind) for kind in zip(*stalls, strict=True))
+    assert own < 500
     run = f"{count(20) * len(worst)} requests of the worst kinds"
-    measured(run, f"p99 {middle:.0f}, p100 {most:.0f} ms", met=most <= 50)
+    measured(
+        run,
+        f"at most {own:.0f} ms of the loop's own work, {wall:.0f} ms by the wall clock",
+        met=own <= 50,
+    )
 
 
 PROMPT = "3F6 zorvple quinxat 9B7"
