@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from adapter.settings import LogSettings
 
-_LAST_ANSWERS = 25
+_LAST_ANSWERS = 20
 """Seconds that running answers have when the server is told to stop; then streams are ended."""
 
 

@@ -143,7 +143,7 @@ def test_help_is_quick_and_carries_examples():
 @pytest.mark.reliability("E5")
 def test_stopping_cuts_no_stream_without_saying_so(file, measured):
     """Of 50 streams half end by themselves in time, and half would never."""
-    patience = count(25)
+    patience = count(20)
     command = [sys.executable, "-c", STOPPING, str(patience), "serve", file, "--port", "0"]
     with (
         open(file + ".log", "w+") as log,
