@@ -27,7 +27,7 @@ from adapter.upstream.cached import CachedUpstream
 from adapter.upstream.dialects import connect_known
 from adapter.upstream.lexicon import Lexicon
 from adapter.upstream.probe import MOST_CALLS, probe
-from adapter.upstream.records import Record, load
+from adapter.upstream.records import Record, assumed, load
 from adapter.upstream.spelling import Spelling, opening
 from adapter.upstream.unknown import Spellings, spelt_id
 from cache import Cache, CacheError, Keys, open_cache
@@ -80,6 +80,8 @@ class Model:
     @_readable()
     def prefix(self, prompt: Prompt) -> Prefix:
         """The prompt as the upstream is sent it. Raises BadRequest."""
+        if self.upstream.capabilities.chats:
+            return Prefix.of(_chat(prompt))
         sent = self._text(prompt) if self._sends_text else self._ids(prompt)
         if not sent:
             raise BadRequest("the prompt is empty, and this model has no token to start from")
@@ -270,6 +272,17 @@ class Model:
         self.pair.close()
 
 
+def _chat(prompt: Prompt) -> Chat:
+    """A chat for an upstream that renders it by itself. Raises BadRequest for any other prompt."""
+    if not isinstance(prompt, Chat):
+        raise BadRequest(
+            "this model is reached through a chat API, which takes no plain prompt: "
+            "use /v1/chat/completions",
+            param="prompt",
+        )
+    return prompt
+
+
 def _checked(ids: tuple[int, ...], vocabulary: Vocabulary) -> tuple[int, ...]:
     for i in ids:
         if not 0 <= i < len(vocabulary.kinds) or vocabulary.kinds[i] is Kind.NONE:
@@ -297,6 +310,11 @@ def load_models(settings: Settings, cache: Cache | None = None) -> dict[str, Mod
     for name, model in settings.models.items():
         vocabulary = _vocabulary(name, model)
         upstream = CachedUpstream(_connect(name, settings, vocabulary), cache, keys)
+        if upstream.capabilities.chats and model.templates.upstream is not None:
+            raise SettingsError(
+                f"models.{name}.templates.upstream: a chat API renders chats by itself; leave it "
+                "out, or set api to completions"
+            )
         spellings = Spellings()
         pair_key = model.pair.model_dump_json()
         pair = pairs[pair_key] = pairs.get(pair_key) or _load_pair(model.pair)
@@ -362,6 +380,9 @@ def endpoint_of(name: str, settings: Settings) -> Endpoint:
 def _connect(name: str, settings: Settings, vocabulary: Vocabulary | None) -> Upstream:
     upstream, endpoint = settings.models[name].upstream, endpoint_of(name, settings)
     k, form = upstream.top_logprobs, upstream.prefix
+    if upstream.api == "chat":
+        record = _chat_record(endpoint, settings.maps_directory.parent)
+        return connect_known(endpoint, record, vocabulary=vocabulary, top_logprobs=k)
     if upstream.api != "auto":
         form = form or ("text" if vocabulary is None else "ids")
         return connect(endpoint, api=upstream.api, vocabulary=vocabulary, top_logprobs=k, form=form)
@@ -369,9 +390,22 @@ def _connect(name: str, settings: Settings, vocabulary: Vocabulary | None) -> Up
     return connect_known(endpoint, record, vocabulary=vocabulary, top_logprobs=k, form=form)
 
 
+def _chat_record(endpoint: Endpoint, folder: Path) -> Record:
+    """What is remembered of a chat API, else what is known of the provider."""
+    record = load(folder, endpoint.base_url, endpoint.model, chat_only=True)
+    record = assumed(endpoint.base_url, endpoint.model) if record is None else record
+    if record.value("continues") is None:
+        _log.warning(
+            "api: chat: whether %s goes on from the beginning of an answer is not known, so every "
+            "answer ends where steering departs from it: `adapter probe --chat` finds out",
+            endpoint.host,
+        )
+    return record
+
+
 def _lexicon(upstream: Upstream, vocabulary: Vocabulary | None, spellings: Spellings) -> Lexicon:
-    as_ids = upstream.capabilities.continues == "ids"
-    spelling = None if as_ids else Spelling(vocabulary)
+    sends_text = upstream.capabilities.continues == "text"
+    spelling = Spelling(vocabulary) if sends_text else None
     return Lexicon(vocabulary, spelling, spellings if vocabulary is None else None)
 
 

@@ -164,6 +164,7 @@ class UpstreamSettings(Section):
     `timeout` in seconds is for a whole answer, and for each wait for an event of a stream.
 
     `api: auto` takes what `adapter probe` found out, and probes at the start where nothing is kept.
+    `chat` goes on from an answer as `adapter probe` found out, or as the provider is known to.
     `prefix`: how the prompt and what was generated are sent; by default as ids, unless the probe
     found that only text is taken. `tokenizer: unknown` sends text.
     """
@@ -171,7 +172,7 @@ class UpstreamSettings(Section):
     base_url: Annotated[str, AfterValidator(_url)]
     model: str = Field(min_length=1)
     api_key_env: VariableName = None
-    api: Literal["auto", "completions", "llama.cpp"] = "completions"
+    api: Literal["auto", "completions", "chat", "llama.cpp"] = "completions"
     prefix: Literal["ids", "text"] | None = None
     tokenizer: Annotated[str, AfterValidator(_tokenizer)]
     top_logprobs: int = Field(default=20, ge=1)

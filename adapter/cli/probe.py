@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,10 +20,14 @@ if TYPE_CHECKING:  # loaded when used, so that --help is quick
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What to probe: an endpoint, and the model's tokenizer if it is known."""
+    """What to probe: an endpoint, and the model's tokenizer if it is known.
+
+    `chat_only`: nothing but its chat API.
+    """
 
     endpoint: "Endpoint"
     tokenizer: str | None
+    chat_only: bool = False
 
     @property
     def named(self) -> str | None:
@@ -49,6 +53,9 @@ def probe(
         str | None,
         typer.Option(help="hf:PATH, tiktoken:NAME, sentencepiece:FILE or gguf:FILE, for a URL."),
     ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Look at the chat API alone, for `api: chat`.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record.")] = False,
 ) -> None:
     """Find out what a hosted model shows, in at most 25 small calls, and keep it for `api: auto`.
@@ -68,6 +75,8 @@ def probe(
         raise typer.BadParameter("--api-key-env and --tokenizer go with a URL: settings name both")
     else:
         target = _of_settings(Path(what), model)
+    if chat:
+        target = replace(target, chat_only=True)
     endpoint = target.endpoint
     typer.echo(
         f"probing {endpoint.model or 'the model'} at {endpoint.host}: at most {MOST_CALLS} calls "
@@ -106,7 +115,8 @@ def _of_settings(path: Path, model: str | None) -> Target:
         (model,) = names
     if model not in names:
         raise typer.BadParameter(f"name one with --model: {', '.join(names)}")
-    return Target(endpoint_of(model, settings), settings.models[model].upstream.tokenizer)
+    upstream = settings.models[model].upstream
+    return Target(endpoint_of(model, settings), upstream.tokenizer, upstream.api == "chat")
 
 
 def _probed(target: Target) -> "Record":
@@ -124,7 +134,7 @@ def _probed(target: Target) -> "Record":
             )
         except VocabularyError as error:
             raise SettingsError(f"tokenizer: {error}") from error
-        return asyncio.run(probe(target.endpoint, Budget(MOST_CALLS), words))
+        return asyncio.run(probe(target.endpoint, Budget(MOST_CALLS), words, target.chat_only))
 
 
 def _print(record: "Record") -> None:
@@ -168,8 +178,8 @@ _FOLLOWS: Mapping[str, Mapping[Any, str]] = {
     "k_limit": {...: "top_logprobs up to {}"},
     "continues": {
         "ids": "any prefix, exactly",
-        "text": "prefixes up to re-tokenisation; not spoken yet",
-        "none": "one position, up to the first difference",
+        "text": "prefixes up to re-tokenisation",
+        "none": "exact up to the first difference, then refused",
     },
     "named_by": {
         "ids": "every token is told apart",

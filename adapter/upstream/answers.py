@@ -75,7 +75,14 @@ def tokens_shown(body: Mapping[str, Any]) -> int:
     shown = choice.get("logprobs")
     columns = [shown.get("tokens"), shown.get("content")] if isinstance(shown, dict) else []
     longest = max((len(column) for column in columns if isinstance(column, list)), default=0)
-    return longest or int(bool(choice.get("text")))
+    return longest or int(bool(text_of(choice)))
+
+
+def text_of(choice: Mapping[str, Any]) -> str:
+    """The text that a choice, or a chunk of one, brings; "" where there is none."""
+    message = choice.get("message") or choice.get("delta")
+    text = message.get("content") if isinstance(message, dict) else choice.get("text")
+    return text if isinstance(text, str) else ""
 
 
 def finish_of(choice: Mapping[str, Any]) -> str | None:

@@ -73,6 +73,8 @@ class CachedUpstream:
 
         What a stored run has beyond n is kept for when it is asked for: one read a run.
         """
+        if self._is_a_draw(sampled):
+            return await self._inner.draft(prefix, n, budget, sampled)
         rest = self._rests.pop(prefix.digest, None)
         if rest is not None:
             return self._cut(prefix, rest, n)
@@ -100,6 +102,11 @@ class CachedUpstream:
 
         What came is stored, whichever way the stream ends.
         """
+        if self._is_a_draw(sampled):
+            async with aclosing(self._inner.stream(prefix, n, budget, sampled)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
         stored = self._rests.pop(prefix.digest, None)
         if stored is None:
             payload = await self._read(self._key(_RUN, prefix))
@@ -150,6 +157,16 @@ class CachedUpstream:
     async def close(self) -> None:
         """Close the upstream; the cache is shared and stays open."""
         await self._inner.close()
+
+    def _is_a_draw(self, sampled: bool) -> bool:
+        """Whether a request needs a sample of its own, where nothing can be gone on with.
+
+        A draw along what another request was shown would leave that soon.
+        """
+        own = sampled and self.capabilities.continues == "none"
+        if own:
+            self.lookups.count(False)
+        return own
 
     async def _shared(
         self, flight: Flight[T], key: bytes, fetch: Callable[[], Awaitable[T]]

@@ -22,7 +22,8 @@ class Capabilities:
     `text_scoring`: how the log-probabilities of a given text can be had. `streamed_logprobs`:
     streams carry them too. `repeatable`: largest difference between equal calls, in nats.
     `reports_cached`: usage tells cached prompt tokens. `unknown_fields`: what becomes of them.
-    `context`: tokens of prompt and answer together.
+    `context`: tokens of prompt and answer together. `chats`: it takes chats, which it renders by
+    itself, and nothing else.
     """
 
     end_visible: bool
@@ -45,6 +46,7 @@ class Capabilities:
     reports_cached: bool | None = None
     unknown_fields: Literal["refused", "ignored"] | None = None
     context: int | None = None
+    chats: bool = False
 
 
 COMPLETIONS = Capabilities(
@@ -82,3 +84,16 @@ LLAMACPP = Capabilities(
     text_scoring="forced",
 )
 """llama.cpp's server: a token that ends inside a character comes without candidates."""
+
+CHAT = Capabilities(
+    end_visible=True,
+    every_step_shown=True,
+    rejection=True,
+    scoring=None,
+    streams=True,
+    margin=1e-6,
+    logprobs=True,
+    continues="none",
+    chats=True,
+)
+"""Any /v1/chat/completions; whether and how it continues an answer is told by its record."""

@@ -18,11 +18,14 @@ from adapter.upstream.transport import Endpoint, Transport
 from adapter.upstream.upstream import Allowance
 from tokenizer_maps.vocabulary import Vocabulary
 
+EVERY = 1 << 24
+"""A top_k that no vocabulary has: some servers refuse 0 where others refuse -1."""
+
 # vLLM fills what is left out from the model's generation_config, so everything is said.
 _PLAIN = {
     "temperature": 0,
     "top_p": 1,
-    "top_k": -1,
+    "top_k": EVERY,
     "min_p": 0,
     "repetition_penalty": 1,
     "presence_penalty": 0,
@@ -227,7 +230,7 @@ class CompletionsRun:
             return None
         if not self._drafted and (self._finish != "stop" or self._text):
             raise UpstreamMalformed("the upstream's answer has no token")
-        _check_text(self._text, self._drafted, exact=self._names.size is None)
+        check_text(self._text, self._drafted, exact=self._names.size is None)
         return self._finish
 
     def _over(self) -> bool:
@@ -285,7 +288,7 @@ def _top(listed: Mapping[str, float], key: str, k: int) -> Mapping[str, float]:
     return {name: listed[name] for name in ranked[:k]}
 
 
-def _check_text(text: str, drafted: list[Candidate | None], exact: bool) -> None:
+def check_text(text: str, drafted: list[Candidate | None], exact: bool) -> None:
     """Ids name no bytes, so the text has to agree with what the vocabulary makes of them.
 
     `exact`: tokens are known by what is printed of them alone, so each space counts.

@@ -3,8 +3,11 @@
 from dataclasses import replace
 from typing import Literal
 
+from adapter.upstream.capabilities import CHAT
+from adapter.upstream.chat import FORMS, ChatSpeaker
 from adapter.upstream.completions import CompletionsUpstream
 from adapter.upstream.llamacpp import LlamaCppUpstream
+from adapter.upstream.once import OnceUpstream
 from adapter.upstream.records import Record
 from adapter.upstream.speaker import PromptSpeaker
 from adapter.upstream.texts import TextUpstream
@@ -46,12 +49,28 @@ def connect_known(
     Prefixes go as ids where the record says so; `form` decides otherwise. Raises UpstreamMalformed
     with the reason where it cannot be steered, SettingsError as `connect`.
     """
-    k, taken = record.granted(top_logprobs), record.value("continues")
+    k, api = record.granted(top_logprobs), record.usable()
+    if api == "chat":
+        return connect_chat(endpoint, record, vocabulary, k)
     if form is None:
-        form = "text" if vocabulary is None or taken == "text" else "ids"
-    upstream = _connected(endpoint, record.usable(), vocabulary, k, form)
+        form = "text" if vocabulary is None or record.value("continues") == "text" else "ids"
+    upstream = _connected(endpoint, api, vocabulary, k, form)
     upstream.capabilities = replace(record.narrow(upstream.capabilities), continues=form)
     return upstream
+
+
+def connect_chat(
+    endpoint: Endpoint, record: Record, vocabulary: Vocabulary | None, top_logprobs: int
+) -> Upstream:
+    """The hosted model behind its chat API; it goes on from an answer only where that is known."""
+    k = top_logprobs if vocabulary is None else min(top_logprobs, len(vocabulary.tokens))
+    knows = record.narrow(CHAT)
+    if knows.continues != "text" or knows.continues_by not in FORMS:
+        knows = replace(knows, continues="none", continues_by=None)
+    speaker = ChatSpeaker(endpoint, vocabulary, k, knows)
+    if knows.continues == "none":
+        return OnceUpstream(speaker)
+    return TextUpstream(speaker, vocabulary)
 
 
 def _connected(

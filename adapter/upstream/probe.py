@@ -4,18 +4,19 @@ import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from adapter.errors import AdapterError, BudgetExceeded, SettingsError, UpstreamUnavailable
 from adapter.prefix import Prefix
+from adapter.request import Chat, Message
 from adapter.upstream.asking import Asking, Prompt
-from adapter.upstream.dialects import Form, connect
-from adapter.upstream.profiles import Profile, profile_of
-from adapter.upstream.records import UNTRIED, Finding, Record
+from adapter.upstream.dialects import Form, connect, connect_chat
+from adapter.upstream.profiles import profile_of
+from adapter.upstream.records import UNTRIED, Api, Finding, Record, filled
 from adapter.upstream.refusals import refusal
 from adapter.upstream.sightings import Entry, Name, Seen, Sighting, apart
 from adapter.upstream.transport import Endpoint
-from adapter.upstream.upstream import Allowance, Call
+from adapter.upstream.upstream import Allowance, Call, Upstream
 from tokenizer_maps.vocabulary import Vocabulary
 
 MOST_CALLS = 25
@@ -32,24 +33,32 @@ _ALLOWED = re.compile(r"(?:max\w*\s+allowed|at most|less than or equal to|<=?)\D
 _TEXTS = ("The capital of France is", "1, 2, 3, 4,", "import")
 """The first one whose next tokens all come with candidates is asked about throughout."""
 _EMOJI = "🙂 日本語 🙂 日本"
-_CONTINUED = "The capital of France is Par"
+_ALIKE = 0.05
+"""Nats up to which two positions are the same, where providers round and batch."""
+_REPLACED = "\ufffd".encode()
+_PARTS_ALIKE = "parts of characters cannot be told apart"
+_NOT_RAW = "at temperature 0 its log-probabilities are not the model's"
 _AS_IDS = {"return_tokens_as_token_ids": True}
 
 Question = Callable[[], Awaitable[None]]
 
 
 async def probe(
-    endpoint: Endpoint, budget: Allowance, vocabulary: Vocabulary | None = None
+    endpoint: Endpoint,
+    budget: Allowance,
+    vocabulary: Vocabulary | None = None,
+    chat_only: bool = False,
 ) -> Record:
     """The record of the model at an endpoint; an empty model name means the only one there.
 
+    Its chat API is looked at where its completions show nothing, or where nothing else is wanted.
     With its vocabulary the questions go deeper, and the dialect to use is tried. Stops asking where
     the budget is used up. Raises UpstreamError where nobody answers or lets us in, SettingsError
     where the model has to be named.
     """
     asking = Asking(endpoint, budget)
     try:
-        return await _Probe(asking, vocabulary).run()
+        return await _Probe(asking, vocabulary, chat_only).run()
     finally:
         await asking.close()
 
@@ -57,9 +66,12 @@ async def probe(
 class _Probe:
     """One run of questions; what they find out is in `findings`."""
 
-    def __init__(self, asking: Asking, vocabulary: Vocabulary | None) -> None:
+    def __init__(
+        self, asking: Asking, vocabulary: Vocabulary | None, chat_only: bool = False
+    ) -> None:
         self._asking = asking
         self._vocabulary = vocabulary
+        self._chat_only = chat_only
         self._findings: dict[str, Finding] = {}
         self._extra: dict[str, Any] = {}
         self._models: list[dict[str, Any]] = []
@@ -68,7 +80,7 @@ class _Probe:
         self._deep: Sighting | None = None
         self._greedy_is_raw = True
         self._forced: int | None = None
-        self._failed = ""
+        self._forced_text = ""
 
     async def run(self) -> Record:
         await self._look_around()
@@ -102,11 +114,14 @@ class _Probe:
 
     def _questions(self) -> Sequence[Question]:
         """In the order of what matters most, if the budget ends."""
-        common = (self._limit, self._force, self._temperature)
+        common = (self._by_id, self._limit, self._force, self._temperature)
         if self._asking.chat:
-            return (*common, self._prefill, self._repeat, self._stream, self._unknown)
+            return (
+                *common, self._prefill, self._fragment, self._stream, self._unknown, self._end,
+                self._repeat, self._window,
+            )  # fmt: skip
         return (
-            self._by_id, *common, self._prompt_as_ids, self._chosen, self._end,
+            *common, self._prompt_as_ids, self._chosen, self._end,
             self._fragment, self._stream, self._echo, self._unknown, self._repeat, self._window,
         )  # fmt: skip
 
@@ -129,8 +144,13 @@ class _Probe:
 
     async def _first(self) -> Seen:
         """An answer of the completions endpoint, or where that shows nothing, of chat."""
+        self._asking.chat = self._chat_only
         seen = await self._shown_whole()
         if seen.shape is not None:
+            return seen
+        if self._chat_only and not seen.ok:
+            raise self._refused(seen)
+        if self._chat_only:
             return seen
         if seen.status in (401, 403):
             raise self._refused(seen)
@@ -161,7 +181,7 @@ class _Probe:
 
     async def _by_id(self) -> None:
         """What names tokens; from here on ids are asked for where that helps."""
-        if self._base.shape == "classic":
+        if self._base.steps[0].taken.id is None:
             seen = await self._ask(self._text, **_AS_IDS)
             if seen.shape is not None and seen.steps[0].taken.id is not None:
                 self._extra = dict(_AS_IDS)
@@ -180,7 +200,7 @@ class _Probe:
             seen = await self._ask(self._text, k)
             if seen.shape is not None:
                 self._deep = seen.steps[0]
-                shown = min(k, len(seen.steps[0].listed))
+                shown = await self._granted(k, len(seen.steps[0].listed))
                 self._found("k_limit", shown, UNTRIED if shown == top else "")
                 if hint is not None or shown < k or at == len(ladder) - 1:
                     break
@@ -190,15 +210,26 @@ class _Probe:
             at = (granted + refused) // 2
         self._name()
 
+    async def _granted(self, k: int, listed: int) -> int:
+        """The limit that a listing of an answer to k shows.
+
+        Where names collapse, a listing is shorter whatever is asked for: that is no limit.
+        """
+        if listed >= k:
+            return k
+        again = await self._ask(self._text, listed)
+        collapsed = bool(again.steps) and len(again.steps[0].listed) < listed
+        return k if collapsed else listed
+
     def _name(self) -> None:
         entries = [e for s in (*self._base.steps, *([self._deep] if self._deep else []))
                    for e in (s.taken, *s.listed)]  # fmt: skip
         if all(e.id is not None for e in entries):
             self._found("named_by", "ids")
-        elif any(e.spelt for e in entries):
-            self._found("named_by", "bytes", "those of U+FFFD for parts of characters, on some")
+        elif any(e.spelt for e in entries) and not any(map(_is_replaced, entries)):
+            self._found("named_by", "bytes")
         else:
-            self._found("named_by", "text", "parts of characters cannot be told apart")
+            self._found("named_by", "text", _PARTS_ALIKE)
 
     async def _temperature(self) -> None:
         """The same position at 0, 1 and 2: log-probabilities are the model's only at 1."""
@@ -224,7 +255,7 @@ class _Probe:
             gap = None
             if self._vocabulary and seen.steps:
                 gap = apart(seen.steps[0], self._base.steps[0])
-            differs = gap is not None and gap > SAME
+            differs = gap is not None and gap > _ALIKE
             self._found("continues", "ids", "the text has other ids there" if differs else "")
         self._found("continues_by", "prompt")
 
@@ -238,8 +269,10 @@ class _Probe:
     async def _force(self) -> None:
         """A token of whole text behind the best two, forced by a bias, with those two listed."""
         listed = (self._deep or self._base.steps[0]).listed
-        likely = sorted(listed, key=lambda e: -e.logprob)[2:]
-        entry = next((e for e in likely if self._is_whole(e)), None)
+        likely = [e for e in sorted(listed, key=lambda e: -e.logprob)[2:] if self._is_whole(e)]
+        # Chat templates strip spaces from what is to be gone on with.
+        unspaced = (e for e in likely if self._spelling(e).strip() == self._spelling(e))
+        entry = next((e for e in (*unspaced, *likely)), None)
         token = None if entry is None else self._id_of(entry)
         if entry is None or token is None:
             return
@@ -249,6 +282,7 @@ class _Probe:
         step = seen.steps[0]
         before = abs(step.taken.logprob - entry.logprob) < SAME
         self._forced = token
+        self._forced_text = self._spelling(entry).decode("utf-8", "ignore")
         self._found("before_bias", before)
         self._found("appends", len(step.listed) > 2)
         self._found("scoring", "forced" if before else None)
@@ -300,7 +334,7 @@ class _Probe:
         bias = self._bias(*self._vocabulary.end) if self._vocabulary else {}
         seen = await self._ask(self._text, logit_bias=bias, max_tokens=2)
         if seen.finish == "stop":
-            shown = any(s.taken.id in ends for s in seen.steps)
+            shown = any(s.taken.id in ends or self._id_of(s.taken) in ends for s in seen.steps)
             note = "" if shown else "hidden when it is taken"
             self._found("end_visible", shown or "end_visible" in self._findings, note)
 
@@ -311,10 +345,16 @@ class _Probe:
             seen = await self._ask(_EMOJI, logit_bias=self._bias(part))
             if seen.ok:
                 self._found("every_step_shown", seen.shape is not None, "a part of one was forced")
+            if seen.steps and not self._is_part(seen.steps[0].taken, part):
+                self._found("named_by", "text", _PARTS_ALIKE)
             return
         seen = await self._ask(_EMOJI, max_tokens=8)
         if seen.completion_tokens and len(seen.steps) < seen.completion_tokens:
             self._found("every_step_shown", False, "tokens that end inside a character are lost")
+
+    def _is_part(self, entry: Entry, part: int) -> bool:
+        words = self._vocabulary.tokens if self._vocabulary else ()
+        return entry.id == part or (part < len(words) and entry.spelt == words[part])
 
     def _part(self) -> int | None:
         """A token that ends inside a character."""
@@ -359,39 +399,72 @@ class _Probe:
             self._found("context", window, "as the server says")
 
     async def _prefill(self) -> None:
-        """Chat: whether a last message of the assistant is gone on with, in one of three forms."""
+        """Chat: whether a last message of the assistant is gone on with, in one of three forms.
+
+        The test is a number: behind its own first words the model has to say again what it then
+        went on with.
+        """
+        user = {"role": "user", "content": self._text}
+        begun = await self._begun([user])
+        if begun is None:
+            return
+        said, goes_on = begun
         for form, mark, fields in _PREFILLS:
-            last = {"role": "assistant", "content": _CONTINUED} | mark
-            messages: Any = [{"role": "user", "content": "Say where the Eiffel tower is."}, last]
-            seen = await self._ask(messages, max_tokens=2, **fields)
-            if seen.text.removeprefix(_CONTINUED).startswith("is"):
-                self._found("continues", "text")
+            last = {"role": "assistant", "content": said} | mark
+            seen = await self._spelt([user, last], max_tokens=2, **fields)
+            if seen.steps and _alike(seen.steps[0], goes_on):
+                self._found("continues", "text", _repeats(seen.text, said))
                 self._found("continues_by", form)
                 return
+        self._found("continues", "none", "a last message of the assistant is not gone on with")
 
-    def _dialect(self) -> tuple[Literal["completions", "llama.cpp"] | None, str]:
+    async def _begun(self, messages: Any) -> tuple[str, Sighting] | None:
+        """The beginning of an answer and the position behind it; None where that tells nothing."""
+        if self._forced_text and self._value("before_bias"):
+            bias = self._bias(self._forced)
+            seen = await self._spelt(messages, max_tokens=2, logit_bias=bias)
+        else:
+            seen = await self._spelt(messages, max_tokens=8)
+        for at in range(1, len(seen.steps)):
+            spelt = [self._spelling(step.taken) for step in seen.steps[:at]]
+            said = b"".join(spelt)
+            tells = not _alike(seen.steps[0], seen.steps[at])
+            plain = all(spelt) and said.isascii() and said.strip() == said
+            if tells and plain and self._own(spelt):
+                return said.decode(), seen.steps[at]
+        return None
+
+    async def _spelt(self, messages: Any, **fields: Any) -> Seen:
+        """An answer whose tokens can be spelt: by the vocabulary, or as the server prints them."""
+        extra = self._extra if self._vocabulary else {}
+        return await self._asking.ask(messages, _K, **extra, **fields)
+
+    def _own(self, spelt: Sequence[bytes]) -> bool:
+        """Whether a text is made of the tokens that the tokenizer makes of it, if it is known."""
+        if self._vocabulary is None:
+            return True
+        tokens = self._vocabulary.tokens
+        return [tokens[i] for i in self._vocabulary.encode(b"".join(spelt))] == list(spelt)
+
+    def _dialect(self) -> tuple[Api | None, str]:
         """The dialect of ours that fits what was found, or why none does."""
         if self._asking.chat:
-            return None, "its log-probabilities come with chat only, which is not spoken yet"
+            return ("chat", "") if self._greedy_is_raw else (None, _NOT_RAW)
         if self._value("continues") is None:
             return None, "whether it takes prompts of ids could not be found out"
         if self._base.shape == "content":
             named = self._value("named_by") == "ids"
             return ("llama.cpp", "") if named else (None, "it names tokens without their ids")
         if not self._greedy_is_raw:
-            return None, "at temperature 0 its log-probabilities are not the model's"
+            return None, _NOT_RAW
         return "completions", ""
 
-    async def _tried(self, api: Literal["completions", "llama.cpp"], words: Vocabulary) -> str:
+    async def _tried(self, api: Api, words: Vocabulary) -> str:
         """Why a first position cannot be had with the dialect itself; "" where it can."""
-        form: Form = "text" if self._value("continues") == "text" else "ids"
-        upstream = connect(
-            self._asking.endpoint, api=api, vocabulary=words, top_logprobs=_K, form=form
-        )
-        prompt = self._text if form == "text" else self._prompt_ids()
+        upstream, prefix = self._dialects(api, words)
         counted = _Counted(self._asking)
         try:
-            await upstream.draft(Prefix.of(prompt), 2, counted)
+            await upstream.draft(prefix, 2, counted)
         except BudgetExceeded:
             return ""
         except AdapterError as error:
@@ -399,6 +472,16 @@ class _Probe:
         finally:
             await upstream.close()
         return ""
+
+    def _dialects(self, api: Api, words: Vocabulary) -> tuple[Upstream, Prefix]:
+        """The upstream in a dialect, and the text asked about as a prefix of it."""
+        endpoint = self._asking.endpoint
+        if api == "chat":
+            chat = Chat((Message("user", self._text),))
+            return connect_chat(endpoint, self._record(api, ""), words, _K), Prefix.of(chat)
+        form: Form = "text" if self._value("continues") == "text" else "ids"
+        upstream = connect(endpoint, api=api, vocabulary=words, top_logprobs=_K, form=form)
+        return upstream, Prefix.of(self._text if form == "text" else self._prompt_ids())
 
     @property
     def _owner(self) -> str | None:
@@ -408,7 +491,7 @@ class _Probe:
         found = self._findings.get(field)
         return None if found is None else found.value
 
-    def _record(self, api: Literal["completions", "llama.cpp"] | None, reason: str) -> Record:
+    def _record(self, api: Api | None, reason: str) -> Record:
         endpoint = self._asking.endpoint
         profile = profile_of(endpoint.base_url, self._owner, self._asking.chat)
         return Record(
@@ -418,7 +501,8 @@ class _Probe:
             reason=reason,
             calls=self._asking.calls,
             profile=None if profile is None else profile.name,
-            findings=_filled(self._findings, profile),
+            findings=filled(self._findings, profile),
+            chat_only=self._chat_only,
         )
 
 
@@ -446,28 +530,27 @@ _PREFILLS: Sequence[tuple[str, dict[str, Any], dict[str, Any]]] = (
 )
 
 
-def _filled(findings: dict[str, Finding], profile: Profile | None) -> dict[str, Finding]:
-    """Every field that has a finding; what was not measured is the profile's, or open."""
-    if profile is None:
-        return findings | {f: Finding(None, "unverified") for f in FIELDS if f not in findings}
-    known = {f: Finding(v, "profile", profile.name) for f, v in profile.source.items()}
-    guesses = {f: Finding(v, "unverified") for f, v in profile.unverified.items()}
-    return {f: (guesses | known | findings)[f] for f in FIELDS}
-
-
-FIELDS = (
-    "logprobs", "k_limit", "continues", "continues_by", "named_by", "before_temperature",
-    "before_bias", "appends", "every_step_shown", "end_visible", "scoring", "text_scoring",
-    "streams", "streamed_logprobs", "reports_cached", "unknown_fields", "margin", "repeatable",
-    "context",
-)  # fmt: skip
-"""The fields of Capabilities that a probe or a profile can tell; `rejection` follows from them."""
-
-
 def _hint(error: Any, below: int) -> int | None:
     """The limit that a refusal names."""
     found = _ALLOWED.search(str(error))
     return int(found[1]) if found and 0 < int(found[1]) < below else None
+
+
+def _is_replaced(entry: Entry) -> bool:
+    """Whether a part of a character is told by what was printed for it."""
+    return entry.id is None and (not entry.spelt or _REPLACED in entry.spelt)
+
+
+def _alike(one: Sighting, other: Sighting) -> bool:
+    """Whether two positions list the same tokens at about the same odds."""
+    named = [e for e in one.listed if not e.vague]
+    common = sum(other.of(e.name) is not None for e in named)
+    gap = apart(one, other)
+    return gap is not None and gap < _ALIKE and 2 * common > len(named)
+
+
+def _repeats(text: str, said: str) -> str:
+    return "the answer repeats what it goes on from" if text.startswith(said) else ""
 
 
 def _close(one: float | None, other: float) -> bool:

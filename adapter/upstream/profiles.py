@@ -38,9 +38,10 @@ def profiles() -> tuple[Profile, ...]:
 
 
 def profile_of(base_url: str, owner: str | None = None, chat: bool = False) -> Profile | None:
-    """The one a host or an owner names; `chat` decides where a host has two."""
+    """The one a host or an owner names; `chat`: of its chat API."""
     host = httpx.URL(base_url).host
     named = [p for p in profiles() if any(host == h or host.endswith(f".{h}") for h in p.hosts)]
     named = named or [p for p in profiles() if owner in p.owners]
-    wanted = "chat" if chat else "completions"
-    return next((p for p in named if p.endpoint == wanted), named[0] if named else None)
+    if chat:
+        return next((p for p in named if p.endpoint == "chat"), None)
+    return next((p for p in named if p.endpoint == "completions"), named[0] if named else None)

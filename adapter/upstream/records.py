@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 from adapter.errors import UpstreamMalformed
 from adapter.upstream.capabilities import Capabilities
+from adapter.upstream.profiles import Profile, profile_of
 
 _VERSION = 1
 _FOLDER = "upstreams"
 
+Api = Literal["completions", "chat", "llama.cpp"]
 Tier = Literal["A", "B", "C", "D"]
 TIERS: Mapping[Tier, str] = {
     "A": "exact at every position: prefixes go as ids",
@@ -39,16 +41,18 @@ class Finding:
 class Record:
     """What is known of one model at one address; holds no key and no prompt.
 
-    `api` is the dialect that works, None where none of ours does: `reason` says why.
+    `api` is the dialect that works, None where none of ours does: `reason` says why. `chat_only`:
+    nothing but the chat API was looked at.
     """
 
     base_url: str
     model: str
-    api: Literal["completions", "llama.cpp"] | None
+    api: Api | None
     reason: str
     calls: int
     profile: str | None
     findings: Mapping[str, Finding]
+    chat_only: bool = False
 
     def value(self, field: str) -> Any:
         """What was found of a field; None where nothing is known."""
@@ -69,7 +73,7 @@ class Record:
         open_ended = limit is None or self.findings["k_limit"].note == UNTRIED
         return k if open_ended else min(k, limit)
 
-    def usable(self) -> Literal["completions", "llama.cpp"]:
+    def usable(self) -> Api:
         """The dialect to use. Raises UpstreamMalformed with the reason where there is none."""
         if self.api is None:
             raise UpstreamMalformed(
@@ -78,14 +82,19 @@ class Record:
         return self.api
 
     def narrow(self, dialect: Capabilities) -> Capabilities:
-        """A dialect's capabilities, less what was found missing here, and the facts found."""
-        drawn = self.value("before_temperature") is not False and self.value("named_by") != "text"
+        """A dialect's capabilities, less what was found missing here, and the facts found.
+
+        Of chat APIs the dialect knows next to nothing: what their profile says is a fact, too.
+        """
+        named = self.value("named_by") or dialect.named_by
+        drawn = self.value("before_temperature") is not False and named not in (None, "text")
+        known = ("measured", "profile") if dialect.continues_by is None else ("measured",)
         scoring = dialect.scoring if self.value("scoring") == dialect.scoring else None
         told = self.value("text_scoring")
         facts = {
             field: found.value
             for field, found in self.findings.items()
-            if found.how == "measured" and field not in _DIALECT
+            if found.how in known and field not in _DIALECT
         }
         return replace(
             dialect,
@@ -103,7 +112,7 @@ class Record:
 
     def save(self, folder: Path) -> Path:
         """Write the record where `load` finds it, whole or not at all. Raises OSError."""
-        path = _path(folder, self.base_url, self.model)
+        path = _path(folder, self.base_url, self.model, self.chat_only)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")
         part.write_text(json.dumps({"version": _VERSION} | self.as_json(), indent=1), "utf-8")
@@ -126,10 +135,35 @@ _DIALECT = (
 )
 
 
-def load(folder: Path, base_url: str, model: str) -> Record | None:
+def assumed(base_url: str, model: str) -> Record:
+    """What the provider's profile says of its chat API; no `continues` where that is not known."""
+    profile = profile_of(base_url, chat=True)
+    name = None if profile is None else profile.name
+    return Record(base_url, model, "chat", "", 0, name, filled({}, profile), chat_only=True)
+
+
+def filled(findings: Mapping[str, Finding], profile: Profile | None) -> dict[str, Finding]:
+    """Every field that has a finding; what was not measured is the profile's, or open."""
+    if profile is None:
+        return {f: findings.get(f, Finding(None, "unverified")) for f in FIELDS}
+    known = {f: Finding(v, "profile", profile.name) for f, v in profile.source.items()}
+    guesses = {f: Finding(v, "unverified") for f, v in profile.unverified.items()}
+    return {f: (guesses | known | dict(findings))[f] for f in FIELDS}
+
+
+FIELDS = (
+    "logprobs", "k_limit", "continues", "continues_by", "named_by", "before_temperature",
+    "before_bias", "appends", "every_step_shown", "end_visible", "scoring", "text_scoring",
+    "streams", "streamed_logprobs", "reports_cached", "unknown_fields", "margin", "repeatable",
+    "context",
+)  # fmt: skip
+"""The fields of Capabilities that a probe or a profile can tell; `rejection` follows from them."""
+
+
+def load(folder: Path, base_url: str, model: str, chat_only: bool = False) -> Record | None:
     """The saved record, None where there is none that can be read."""
     try:
-        told = json.loads(_path(folder, base_url, model).read_text("utf-8"))
+        told = json.loads(_path(folder, base_url, model, chat_only).read_text("utf-8"))
         if told.pop("version") != _VERSION:
             return None
         told.pop("tier")
@@ -137,9 +171,11 @@ def load(folder: Path, base_url: str, model: str) -> Record | None:
         record = Record(**told, findings=findings)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return record if (record.base_url, record.model) == (base_url, model) else None
+    own = (record.base_url, record.model, record.chat_only)
+    return record if own == (base_url, model, chat_only) else None
 
 
-def _path(folder: Path, base_url: str, model: str) -> Path:
-    named = hashlib.sha256(json.dumps([base_url, model]).encode()).hexdigest()
+def _path(folder: Path, base_url: str, model: str, chat_only: bool) -> Path:
+    place = [base_url, model] + ["chat"] * chat_only
+    named = hashlib.sha256(json.dumps(place).encode()).hexdigest()
     return folder / _FOLDER / f"{named[:32]}.json"

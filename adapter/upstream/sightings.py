@@ -10,6 +10,8 @@ from adapter.upstream.answers import finish_of, nats, parsed
 
 _ID = re.compile(r"token_id:(\d{1,9})")
 
+_REPLACED = "\ufffd".encode()
+
 Name = int | bytes | str
 
 
@@ -21,6 +23,13 @@ class Entry:
     logprob: float
     id: int | None = None
     spelt: bytes | None = None
+
+    @property
+    def vague(self) -> bool:
+        """Whether other tokens may go by the same name."""
+        if self.id is not None:
+            return False
+        return _REPLACED in self.spelt if self.spelt else not self.text or "\ufffd" in self.text
 
     @property
     def name(self) -> Name:
@@ -94,8 +103,11 @@ def see_stream(events: Iterable[bytes]) -> tuple[Seen, ...]:
 
 
 def apart(one: Sighting, other: Sighting) -> float | None:
-    """The largest difference between tokens listed in both, in nats; None where there are none."""
-    both = [(e.logprob, other.of(e.name)) for e in one.listed]
+    """The largest difference between tokens listed in both, in nats; None where there are none.
+
+    What is printed of parts of characters names many tokens, and counts for nothing.
+    """
+    both = [(e.logprob, other.of(e.name)) for e in one.listed if not e.vague]
     gaps = [abs(a - b) for a, b in both if b is not None and math.isfinite(a - b)]
     return max(gaps, default=None)
 
@@ -133,7 +145,7 @@ def _named(key: Any, logprob: Any) -> Entry:
 def _entry(item: Mapping[str, Any]) -> Entry:
     named = _named(item.get("token"), item.get("logprob"))
     ids = (item.get("id"), item.get("token_id"), named.id)
-    spelt = item.get("bytes")
+    spelt = item.get("bytes") if named.id is None else None  # they spell the id
     try:
         plain = bytes(spelt) if isinstance(spelt, list) else None
     except (TypeError, ValueError):

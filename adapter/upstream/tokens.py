@@ -78,6 +78,8 @@ class TokenNames:
         spelt = given(entry.get("bytes"))
         if not spelt or _ID_KEY.fullmatch(key) or key in self._vocabulary.specials:
             return self.of_key(key, logprob)
+        if REPLACED in key and REPLACED.encode() in spelt:  # they spell what is printed
+            return self.of_key(key, logprob)
         special = self._vocabulary.specials.get(spelt.decode("utf-8", "replace"))
         if special is not None:
             return self.of_id(special, logprob)

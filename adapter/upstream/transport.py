@@ -6,7 +6,12 @@ import math
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
@@ -38,6 +43,8 @@ _PRINTABLE = re.compile(r"[!-~]+")
 _CONNECT = 5.0
 _END = 0.2
 _TOKENS = 16  # OpenAI's own default of max_tokens
+_TURN = 16
+"""Tokens that a template puts around a message at most, give or take."""
 _ENVELOPE, _ENTRY = 2**20, 2**10
 """Bytes an answer may have, and for each candidate of each token as many again."""
 
@@ -84,18 +91,31 @@ class Answer:
     calls: int
 
 
+Turn = Mapping[str, Any]
+"""A chat's message as it is sent."""
+
+Sent = Sequence[int] | str | Sequence[Turn]
+"""What is asked about: ids, a text, or a chat's messages."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """One completion request and who pays for it."""
+    """One completion request, or a chat's, and who pays for it."""
 
-    prompt: list[int] | str
+    prompt: Sent
     fields: Mapping[str, Any]
     budget: Allowance
+    chat: bool = False
 
     @property
     def tokens(self) -> int:
         """How many may be generated."""
         return int(self.fields.get("max_tokens", _TOKENS))
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The prompt's length, of text no fewer than it has: an answer's usage mends that."""
+        return _guessed(self.prompt) if self.chat else prompt_length(cast(Any, self.prompt))
 
     @property
     def first(self) -> int:
@@ -111,15 +131,29 @@ class _Question:
     @property
     def largest(self) -> int:
         """Bytes of the largest answer that is read."""
-        shown = self.tokens + (len(self.prompt) if self.fields.get("echo") else 0)
-        return _ENVELOPE + _ENTRY * shown * (1 + int(self.fields.get("logprobs", 0)))
+        given = len(self.prompt) if self.fields.get("echo") else 0
+        shown = self.fields.get("top_logprobs", self.fields.get("logprobs", 0))
+        return _ENVELOPE + _ENTRY * (self.tokens + given) * (1 + int(shown))
+
+
+def _guessed(messages: Any) -> int:
+    """The length of a chat in tokens."""
+    return sum(_TURN + len(turn["content"].encode()) for turn in messages)
 
 
 class Transport:
-    """POSTs to one endpoint's /completions: bounded in time, size, attempts and number."""
+    """POSTs to one endpoint's /completions: bounded in time, size, attempts and number.
+
+    `chat`: to its /chat/completions, and prompts are messages.
+    """
 
     def __init__(
-        self, endpoint: Endpoint, *, connect: float = _CONNECT, sleep: Sleep = asyncio.sleep
+        self,
+        endpoint: Endpoint,
+        *,
+        chat: bool = False,
+        connect: float = _CONNECT,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
         http = httpx.AsyncClient(
             trust_env=False,
@@ -141,25 +175,25 @@ class Transport:
         # Otherwise the SDK fills these from the environment, for whatever server this is.
         self._sdk.organization = self._sdk.project = None
         self._endpoint = endpoint
+        self._chat = chat
         self._room = asyncio.Semaphore(endpoint.max_concurrency)
         self._breaker = Breaker(self._where)
         self._retries = Retries(sleep)
 
-    async def complete(
-        self, prompt: Sequence[int] | str, fields: Mapping[str, Any], budget: Allowance
-    ) -> Answer:
+    async def complete(self, prompt: Sent, fields: Mapping[str, Any], budget: Allowance) -> Answer:
         """The answer to one completion request; every attempt is a call paid by the budget.
 
         Raises UpstreamTimeout past the deadline, UpstreamUnavailable when all attempts failed or
         none was made because too many did, UpstreamRefused or ContextTooLong for a 4xx,
         UpstreamMalformed for what is no JSON object, and whatever the budget raises.
         """
-        question, until = _Question(_sent(prompt), fields, budget), self._deadline()
+        question = _Question(prompt, fields, budget, self._chat)
+        until = self._deadline()
         once = partial(self._once, question, until)
         return Answer(*await self._retries(once, self._endpoint.timeout))
 
     async def stream(
-        self, prompt: Sequence[int] | str, fields: Mapping[str, Any], budget: Allowance
+        self, prompt: Sent, fields: Mapping[str, Any], budget: Allowance
     ) -> AsyncGenerator[Answer, None]:
         """The events of a streamed answer as they come; the first tells all attempts.
 
@@ -168,12 +202,12 @@ class Transport:
         does; once an event has come nothing is tried again. The budget pays as it goes: where it
         does not reach further, the stream ends with what the budget raises.
         """
-        question = _Question(_sent(prompt), {**fields, **_STREAMED}, budget)
+        question = _Question(prompt, {**fields, **_STREAMED}, budget, self._chat)
         patience, until = LONGEST_STREAM * self._endpoint.timeout, self._deadline()
         async with AsyncExitStack() as stack:
             begin = partial(self._begin, stack, question, until)
             (events, body, call), calls = await self._retries(begin, self._endpoint.timeout)
-            meter = Meter(call, prompt_length(prompt), question.paid(call).tokens)
+            meter = Meter(call, question.prompt_tokens, question.paid(call).tokens)
             while body is not None:
                 meter.read(body)
                 yield Answer(body, calls)
@@ -233,7 +267,7 @@ class Transport:
                 raise self._late()
             stack.enter_context(self._breaker.watch())
             async with self._by(until):
-                reserved = question.budget.call(prompt_length(question.prompt), question.first)
+                reserved = question.budget.call(question.prompt_tokens, question.first)
                 call = await stack.enter_async_context(reserved)
                 asked = self._asked(question.paid(call), call)
                 response = await stack.enter_async_context(asked)
@@ -248,13 +282,7 @@ class Transport:
         async with AsyncExitStack() as stack:
             # `from None`: the SDK's errors quote the answer, and that may quote the prompt.
             try:
-                response = await stack.enter_async_context(
-                    self._sdk.completions.with_streaming_response.create(
-                        model=self._endpoint.model,
-                        prompt=question.prompt,
-                        extra_body=question.fields,
-                    )
-                )
+                response = await stack.enter_async_context(self._sent(question))
             except openai.APIConnectionError as error:
                 if isinstance(error.__cause__, _UNSENT):
                     call.settle(Usage())
@@ -264,6 +292,18 @@ class Transport:
                     call.settle(Usage())
                 raise self._failure(error) from None
             yield response
+
+    def _sent(self, question: _Question) -> AbstractAsyncContextManager[Any]:
+        """The request, unread; fields go as they are, the SDK knows not all of them."""
+        model, fields = self._endpoint.model, question.fields
+        given = question.prompt
+        prompt = cast(Any, given if isinstance(given, str) else list(given))
+        if question.chat:
+            chats = self._sdk.chat.completions.with_streaming_response
+            return chats.create(model=model, messages=prompt, extra_body=fields)
+        return self._sdk.completions.with_streaming_response.create(
+            model=model, prompt=prompt, extra_body=fields
+        )
 
     async def _bounded(
         self, chunks: AsyncIterator[bytes], largest: int
@@ -352,10 +392,6 @@ class Transport:
     @property
     def _where(self) -> str:
         return f"the upstream at {self._endpoint.host}"
-
-
-def _sent(prompt: Sequence[int] | str) -> list[int] | str:
-    return prompt if isinstance(prompt, str) else list(prompt)
 
 
 async def _drain(chunks: AsyncIterator[bytes]) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from adapter.budget import Budget
-from adapter.errors import UpstreamMalformed
+from adapter.errors import SettingsError, UpstreamMalformed
 from adapter.model import endpoint_of, load_models
 from adapter.prefix import Prefix
 from adapter.settings import Settings
@@ -74,3 +74,31 @@ async def test_an_answer_that_contradicts_the_record_is_an_error(settings) -> No
     with pytest.raises(UpstreamMalformed, match="set `api` to completions"):
         await model.upstream.draft(Prefix.of([50, 60]), 1, Budget(3))
     await model.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "expected", "warned"),
+    [
+        ("http://127.0.0.1:9/v1", ("none", None), True),
+        ("https://api.openai.com/v1", ("none", None), False),
+        ("https://api.deepseek.com/beta", ("text", "prefix"), False),
+        ("https://openrouter.ai/api/v1", ("text", "trailing message"), False),
+    ],
+)
+async def test_a_chat_goes_on_only_where_that_is_known(
+    url, expected, warned, tmp_path, monkeypatch, caplog
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (model,) = load_models(settings_for(url, api="chat")).values()
+    capabilities = model.upstream.capabilities
+    assert (capabilities.continues, capabilities.continues_by) == expected
+    assert ("adapter probe --chat" in caplog.text) is warned
+    await model.close()
+
+
+def test_a_chat_api_renders_by_itself(tmp_path) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ messages }}")
+    own = {"templates": {"upstream": str(template)}}
+    with pytest.raises(SettingsError, match="renders chats by itself"):
+        load_models(settings_for("http://127.0.0.1:9/v1", api="chat", **own))

@@ -34,10 +34,10 @@ class Equation1:
     The hosted model runs in float32, as its server has it.
     """
 
-    def __init__(self):
+    def __init__(self, upstream=None):
         models = tiny()
         load = AutoModelForCausalLM.from_pretrained
-        paths = (models.upstream, models.expert, models.antiexpert)
+        paths = (upstream or models.upstream, models.expert, models.antiexpert)
         dtypes = (torch.float32, torch.float64, torch.float64)
         self.models = [load(p, dtype=d).eval() for p, d in zip(paths, dtypes, strict=True)]
         self.vocabulary = load_vocabulary(f"hf:{models.upstream}")

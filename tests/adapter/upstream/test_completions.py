@@ -11,7 +11,7 @@ from adapter.candidates import END, Position
 from adapter.errors import UpstreamMalformed
 from adapter.prefix import Prefix
 from adapter.upstream import Endpoint, connect
-from adapter.upstream.completions import read_run, read_text
+from adapter.upstream.completions import EVERY, read_run, read_text
 from adapter.upstream.tokens import TokenNames
 from tests.adapter.upstream.vocabularies import BYTES, Allowed, sample, thorough, vocabulary_of
 from tests.support.model_server import model_server
@@ -270,7 +270,7 @@ async def test_equals_the_model_behind_it() -> None:
         prefix = Prefix.of(vocabulary.encode("The harbour 東京".encode()))
         draft = await upstream.draft(prefix, 6, Allowed())
         await upstream.close()
-        assert server.requests[0]["top_k"] == -1
+        assert server.requests[0]["top_k"] == EVERY
         for position in draft.positions:
             truth = server.logprobs(list(prefix.ids)).tolist()
             shown = {c.id: c.logprob for c in position.candidates}

@@ -1,6 +1,5 @@
 """The probe against real engines and against servers with other habits."""
 
-import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -12,8 +11,12 @@ from adapter.budget import Budget
 from adapter.demo.engine import Engine, EngineOptions
 from adapter.errors import SettingsError, UpstreamMalformed, UpstreamRefused, UpstreamUnavailable
 from adapter.upstream import Endpoint
-from adapter.upstream.probe import FIELDS, MOST_CALLS, probe
-from adapter.upstream.records import Record
+from adapter.upstream.capabilities import CHAT
+from adapter.upstream.probe import MOST_CALLS, probe
+from adapter.upstream.records import FIELDS, Record
+from tests.support.chat_server import LLAMACPP as LLAMACPP_CHAT
+from tests.support.chat_server import VLLM as VLLM_CHAT
+from tests.support.chat_server import Habits, chat_server
 from tests.support.model_server import ModelServer, model_server
 from tests.support.tiny import tiny
 from tests.support.twisted import Twist, broken_off, refused, twisted
@@ -235,53 +238,59 @@ async def test_no_logprobs_is_tier_d(look) -> None:
         record.usable()
 
 
-def openai_chat(body: Json) -> Response:
-    """OpenAI's shape; a last message of the assistant is a turn like any other."""
-    if body["top_logprobs"] > 20 or set(body) - {
-        "model", "messages", "max_tokens", "temperature", "logprobs", "top_logprobs", "stream"
-    }:  # fmt: skip
-        return refused(400)
-    top = [
-        {"token": chr(97 + i), "logprob": -1.0 - i, "bytes": [97 + i]}
-        for i in range(body["top_logprobs"])
-    ]
-    entry = {"token": "a", "logprob": -1.0, "bytes": [97], "top_logprobs": top}
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": "a"},
-        "logprobs": {"content": [entry], "refusal": None},
-        "finish_reason": "length",
-    }
-    usage = {"prompt_tokens": 9, "completion_tokens": 1}
-    return JSONResponse({"choices": [choice], "usage": usage})
+async def looked(habits: Habits, words: Vocabulary | None, chat_only: bool = True) -> Record:
+    with chat_server(tiny().upstream, habits) as chat:
+        endpoint = Endpoint(chat.base_url, "tiny")
+        record = await probe(endpoint, Budget(MOST_CALLS), words, chat_only)
+        assert record.calls <= MOST_CALLS
+        return record
 
 
-async def test_chat_alone(look) -> None:
-    record = await look(asked=lambda _: refused(404), chat=openai_chat)
-    assert (record.api, record.value("k_limit"), record.value("named_by")) == (None, 20, "bytes")
-    assert "chat only" in record.reason
-    assert record.value("continues") is None
+CHATS = {
+    "openai": (Habits(), ("none", None, 20, "bytes", "refused")),
+    "vllm": (VLLM_CHAT, ("text", "continue_final_message", 400, "ids", "ignored")),
+    "llama.cpp": (LLAMACPP_CHAT, ("text", "trailing message", 400, "ids", "ignored")),
+    "deepseek": (Habits("prefix", strict=False), ("text", "prefix", 20, "bytes", "ignored")),
+    "printed": (Habits(named="printed"), ("none", None, 20, "text", "refused")),
+}
 
 
-def continuing(body: Json) -> Response:
-    answer = json.loads(openai_chat(body | {"messages": body["messages"]}).body)
-    last = body["messages"][-1]
-    if last.get("prefix"):
-        answer["choices"][0]["message"]["content"] = "is."
-    return JSONResponse(answer)
+@pytest.mark.parametrize("name", CHATS)
+async def test_every_capability_of_a_chat(vocabulary: Vocabulary, name: str) -> None:
+    habits, expected = CHATS[name]
+    record = await looked(habits, vocabulary)
+    fields = ("continues", "continues_by", "k_limit", "named_by", "unknown_fields")
+    assert tuple(record.value(field) for field in fields) == expected
+    assert (record.api, record.reason) == ("chat", "")
+    assert record.tier == ("C" if expected[0] == "none" else "B")
+    assert record.value("end_visible") is not habits.hides_end
+    assert record.value("streamed_logprobs") is True
+    shown = None if record.value("every_step_shown") is None else not habits.loses
+    assert record.value("every_step_shown") is shown
 
 
-async def test_chat_that_continues_a_marked_message(look) -> None:
-    record = await look(asked=lambda _: refused(404), chat=lambda b: continuing(plain(b)))
-    assert (record.value("continues"), record.value("continues_by")) == ("text", "prefix")
-    assert record.tier == "B"
+async def test_chat_is_chosen_where_nothing_else_is_found(vocabulary: Vocabulary) -> None:
+    record = await looked(Habits(), vocabulary, chat_only=False)
+    assert (record.api, record.tier, record.chat_only) == ("chat", "C", False)
 
 
-def plain(body: Json) -> Json:
-    extra = ("continue_final_message", "add_generation_prompt", "adapter_probe")
-    return {k: v for k, v in body.items() if k not in extra} | {
-        "top_logprobs": min(20, body["top_logprobs"])
-    }
+@pytest.mark.parametrize("name", ["openai", "vllm", "llama.cpp"])
+async def test_a_chat_of_unknown_words_is_never_thought_to_do_what_it_does_not(name: str) -> None:
+    habits, expected = CHATS[name]
+    record = await looked(habits, None)
+    assert record.api == "chat"
+    assert record.value("continues") in (expected[0], None)
+
+
+async def test_chats_without_logprobs_are_tier_d(vocabulary: Vocabulary) -> None:
+    record = await looked(Habits(dumb="always"), vocabulary)
+    assert (record.api, record.tier) == (None, "D")
+
+
+async def test_chats_whose_streams_have_none_are_not_streamed(vocabulary: Vocabulary) -> None:
+    record = await looked(Habits(dumb="streams"), vocabulary)
+    assert (record.api, record.value("streamed_logprobs")) == ("chat", False)
+    assert not record.narrow(CHAT).streams
 
 
 async def test_where_the_budget_ends_the_rest_is_open(look) -> None:

@@ -5,8 +5,9 @@ from dataclasses import fields
 import pytest
 
 from adapter.upstream.capabilities import COMPLETIONS, LLAMACPP, Capabilities
-from adapter.upstream.probe import FIELDS
+from adapter.upstream.chat import FORMS
 from adapter.upstream.profiles import Profile, profile_of, profiles
+from adapter.upstream.records import FIELDS
 
 NAMED = {p.name: p for p in profiles()}
 WORDS = {
@@ -23,12 +24,13 @@ def test_every_provider_is_there() -> None:
     assert set(NAMED) == {
         "OpenAI completions", "OpenAI chat", "Azure OpenAI", "vLLM", "SGLang", "llama.cpp server",
         "llama-cpp-python", "Fireworks", "Together", "DeepSeek", "Mistral", "OpenRouter",
-        "Cerebras", "xAI", "Gemini, OpenAI surface", "Ollama",
+        "Cerebras", "xAI", "Gemini, OpenAI surface", "Ollama", "vLLM chat", "SGLang chat",
+        "llama.cpp server chat",
     }  # fmt: skip
 
 
 def test_the_fields_are_the_records() -> None:
-    assert {*FIELDS, "rejection"} == {f.name for f in fields(Capabilities)}
+    assert {*FIELDS, "rejection", "chats"} == {f.name for f in fields(Capabilities)}
 
 
 @pytest.mark.parametrize("profile", profiles(), ids=lambda p: p.name)
@@ -48,7 +50,7 @@ def test_the_most_candidates_known() -> None:
     assert known == {
         "OpenAI completions": 5, "OpenAI chat": 20, "Azure OpenAI": 20, "vLLM": 20, "Fireworks": 5,
         "Together": 20, "DeepSeek": 20, "OpenRouter": 20, "xAI": 8, "Gemini, OpenAI surface": 20,
-        "Ollama": 20,
+        "Ollama": 20, "vLLM chat": 20,
     }  # fmt: skip
 
 
@@ -65,7 +67,17 @@ def test_how_prefixes_are_continued() -> None:
             "Fireworks",
             "Cerebras",
         },
-        "text": {"llama-cpp-python", "Together", "DeepSeek", "Mistral", "OpenRouter", "Ollama"},
+        "text": {
+            "llama-cpp-python",
+            "Together",
+            "DeepSeek",
+            "Mistral",
+            "OpenRouter",
+            "Ollama",
+            "vLLM chat",
+            "SGLang chat",
+            "llama.cpp server chat",
+        },
         "none": {"OpenAI chat", "Azure OpenAI"},
         "?": {"xAI", "Gemini, OpenAI surface"},
     }
@@ -74,7 +86,7 @@ def test_how_prefixes_are_continued() -> None:
 def test_only_sglang_is_known_to_show_logprobs_after_temperature() -> None:
     known = {n: p.source["before_temperature"] for n, p in NAMED.items() if
              "before_temperature" in p.source}  # fmt: skip
-    assert [name for name, before in known.items() if not before] == ["SGLang"]
+    assert [name for name, before in known.items() if not before] == ["SGLang", "SGLang chat"]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +98,11 @@ def test_a_dialect_is_its_servers_profile(name: str, dialect: Capabilities) -> N
         assert NAMED[name].source[field] == getattr(dialect, field)
 
 
+def test_chats_are_gone_on_with_in_a_form_that_is_spoken() -> None:
+    chats = [p for p in profiles() if p.endpoint == "chat" and p.source.get("continues") == "text"]
+    assert {p.source["continues_by"] for p in chats} == set(FORMS)
+
+
 @pytest.mark.parametrize(
     ("url", "owner", "chat", "name"),
     [
@@ -93,7 +110,9 @@ def test_a_dialect_is_its_servers_profile(name: str, dialect: Capabilities) -> N
         ("https://api.openai.com/v1", "openai", True, "OpenAI chat"),
         ("https://mine.openai.azure.com/openai/v1", None, True, "Azure OpenAI"),
         ("http://10.0.0.1:8000/v1", "vllm", False, "vLLM"),
+        ("http://10.0.0.1:8000/v1", "vllm", True, "vLLM chat"),
         ("http://10.0.0.1:8000/v1", "llamacpp", False, "llama.cpp server"),
+        ("http://10.0.0.1:8000/v1", "me", True, None),
         ("http://10.0.0.1:4000/v1", "openai", False, None),
         ("https://api.openai.com.example.org/v1", None, False, None),
         ("https://notopenrouter.ai/v1", None, False, None),

@@ -23,7 +23,7 @@ from adapter.errors import (
 )
 from adapter.prefix import Prefix
 from adapter.upstream import Endpoint, Upstream, connect
-from adapter.upstream.completions import CompletionsRun, read_run, read_scores
+from adapter.upstream.completions import EVERY, CompletionsRun, read_run, read_scores
 from adapter.upstream.llamacpp import LlamaCppRun
 from adapter.upstream.pieces import Run, pieces
 from adapter.upstream.tokens import TokenNames
@@ -476,7 +476,7 @@ async def test_a_sampled_run_is_drawn_from_what_is_shown(
         runs.add(at.generated)
     assert len(runs) > 6
     assert outside > 3
-    assert all(r["temperature"] == r["top_p"] == 1 and r["top_k"] == -1 for r in server.requests)
+    assert all(r["temperature"] == r["top_p"] == 1 and r["top_k"] == EVERY for r in server.requests)
 
 
 def check(position: Position, truth: list[float]) -> None:

@@ -73,7 +73,10 @@ def test_bytes_of_the_replacement_character() -> None:
         )
         is None
     )
-    assert text(WORDS.of_entry(entry("�", [239, 191, 189]))) == b"\xef\xbf\xbd"
+    own = vocabulary_of({1: b"a", 2: b"\xef\xbf\xbd"})
+    assert text(TokenNames(own).of_entry(entry("�", [239, 191, 189]))) == b"\xef\xbf\xbd"
+    shared = vocabulary_of({1: b"\x9c", 2: b"\xef\xbf\xbd"})
+    assert TokenNames(shared).of_entry(entry("�", [239, 191, 189])) is None
 
 
 def test_vllm_spells_pending_bytes_again() -> None:
