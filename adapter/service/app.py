@@ -20,6 +20,7 @@ from adapter.errors import AdapterError, ModelNotFound
 from adapter.service.disconnect import ClientGone, unless_gone
 from adapter.service.failures import failure
 from adapter.service.parts import Part, Tally, generate, joined
+from adapter.service.playground import playground
 from adapter.service.render import CHAT, COMPLETIONS, Dialect, Envelope, Json, View, usage
 from adapter.service.stream import EventStream, events
 from adapter.service.wire import Asked, cache_use, read_chat, read_completion
@@ -59,6 +60,7 @@ def create_app(adapter: "Adapter", settings: Settings) -> FastAPI:
     app.add_api_route("/v1/models/{name:path}", models.one, methods=["GET"])
     app.add_api_route("/healthz", _healthy, methods=["GET"])
     app.add_api_route("/readyz", _ready, methods=["GET"])
+    app.add_api_route("/", playground, methods=["GET"])
     return app
 
 
