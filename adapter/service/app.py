@@ -15,10 +15,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapter import stages
 from adapter.budget import Budget
 from adapter.errors import AdapterError, ModelNotFound
 from adapter.service.disconnect import ClientGone, unless_gone
 from adapter.service.failures import failure
+from adapter.service.observed import Observed
 from adapter.service.parts import Part, Tally, generate, joined
 from adapter.service.playground import playground
 from adapter.service.render import CHAT, COMPLETIONS, Dialect, Envelope, Json, View, usage
@@ -49,6 +51,7 @@ def create_app(adapter: "Adapter", settings: Settings) -> FastAPI:
     app = FastAPI(
         lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
+    app.add_middleware(Observed, metrics=adapter.metrics, models=adapter.models)
     app.add_middleware(RequestId)
     app.add_exception_handler(AdapterError, _refused)
     app.add_exception_handler(HTTPException, _refused)
@@ -82,6 +85,7 @@ class GenerationRoutes:
             control = ",".join(request.headers.getlist("cache-control"))
             asked = read(await _body(request), self.limits).using(cache_use(control))
             budget = self.adapter.budget(asked.model, len(asked.requests))
+            request.state.model = asked.model
             work = self._generate(asked, budget, dialect, request.state.request_id)
             return await unless_gone(request.receive, work, budget.stop)
         except (ClientGone, ClientDisconnect):
@@ -140,6 +144,7 @@ class RequestId:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        stages.request_id.set(request_id)
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":

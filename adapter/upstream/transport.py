@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -22,6 +22,7 @@ from adapter.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from adapter.stages import stage
 from adapter.upstream.answers import consumed, parsed
 from adapter.upstream.breaker import Breaker
 from adapter.upstream.events import payloads
@@ -176,6 +177,15 @@ class Transport:
         await self._sdk.close()
 
     async def _once(self, question: _Question, until: float) -> Mapping[str, Any]:
+        with self._stage(question) as span:
+            body = await self._whole(question, until)
+            usage = consumed(body)
+            if span is not None and usage is not None:
+                span.set_attribute("gen_ai.usage.input_tokens", usage.prompt_tokens)
+                span.set_attribute("gen_ai.usage.output_tokens", usage.completion_tokens)
+            return body
+
+    async def _whole(self, question: _Question, until: float) -> Mapping[str, Any]:
         async with self._answering(question, question.tokens, until) as (chunks, call):
             try:
                 async with self._by(until):
@@ -197,6 +207,7 @@ class Transport:
         The connection stays open as long as the stack.
         """
         async with AsyncExitStack() as own:
+            own.enter_context(self._stage(question))
             first = min(STEP, question.tokens)
             chunks, call = await own.enter_async_context(self._answering(question, first, until))
             events = self._events(chunks)
@@ -277,6 +288,19 @@ class Transport:
         except httpx.HTTPError:
             raise self._lost() from None
         raise self._lost()
+
+    def _stage(self, question: _Question) -> AbstractContextManager[Any]:
+        """One attempt, timed; its span says whom was asked for how much, and nothing of what."""
+        url = httpx.URL(self._endpoint.base_url)
+        attributes: dict[str, str | int] = {
+            "gen_ai.operation.name": "text_completion",
+            "gen_ai.request.model": self._endpoint.model,
+            "gen_ai.request.max_tokens": question.tokens,
+            "server.address": url.host,
+        }
+        if url.port is not None:
+            attributes["server.port"] = url.port
+        return stage("upstream", f"text_completion {self._endpoint.model}", attributes)
 
     def _deadline(self) -> float:
         return time.monotonic() + self._endpoint.timeout

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from adapter.budget import Budget
 from adapter.candidates import END, Alternative, Ending, Step, Usage
 from adapter.errors import ModelNotFound
+from adapter.metrics import Metrics
 from adapter.request import Request
 from adapter.upstream.lookups import Lookups
 
@@ -76,6 +77,7 @@ class ScriptedAdapter:
     running: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
     closed: bool = False
+    metrics: Metrics = field(default_factory=lambda: Metrics({}))
 
     models = ("m", "org/other")
 

@@ -25,7 +25,7 @@ export class Answer {
   begin(alpha) {
     this.alpha = alpha;
     this.steps = [];
-    this._usage = this._cache = null;
+    this._usage = null;
     this._began = performance.now();
     this._seconds = 0;
     this._bytes = new TextDecoder();
@@ -35,10 +35,6 @@ export class Answer {
     this._say(".strength-tag", `α = ${alpha === 0 ? "0" : alpha.toFixed(1)}`);
     this._section.dataset.state = "running";
     this._count();
-  }
-
-  cached(cache) {
-    this._cache = cache;
   }
 
   add(event) {
@@ -101,6 +97,7 @@ export class Answer {
   _count() {
     const usage = this._usage, tokens = this.steps.length;
     const changed = this.steps.filter((step) => step.rank !== 0).length;
+    const cached = this.steps.filter((step) => step.source === "cache").length;
     const list = this._section.querySelector(".counters");
     const counters = [
       ["tokens", tokens || "–"],
@@ -109,7 +106,7 @@ export class Answer {
       ["calls a token", usage && tokens ? (usage.calls / tokens).toFixed(2) : "–"],
       ["billed tokens", usage ? usage.prompt_tokens + usage.completion_tokens : "–"],
       ["cost", usage?.cost == null ? "–" : money(usage)],
-      ["cache", this._cache ?? "–"],
+      ["from cache", tokens ? cached : "–"],
       ["time", this._seconds ? `${this._seconds.toFixed(2)} s` : "–"],
     ];
     list.replaceChildren(

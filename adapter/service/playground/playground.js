@@ -97,8 +97,7 @@ async function fill(answer, alpha, seed, signal) {
   answer.begin(alpha);
   try {
     const path = chat() ? "v1/chat/completions" : "v1/completions";
-    const { cache, events } = await ask(path, body(alpha, seed), $("key").value, signal);
-    answer.cached(cache);
+    const events = ask(path, body(alpha, seed), $("key").value, signal);
     for await (const event of events) answer.add(event);
     answer.end("done");
     return "done";

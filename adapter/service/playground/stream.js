@@ -12,15 +12,21 @@ export async function models(key) {
   return (await response.json()).data.map((model) => model.id);
 }
 
-// `cache` is what the service says of its cache; `events` ends after [DONE] or throws a Refusal.
-export async function ask(path, body, key, signal) {
+// The events of an answer up to [DONE]; throws a Refusal for any other end.
+export async function* ask(path, body, key, signal) {
   const response = await sent(path, key, {
     method: "POST",
     body: JSON.stringify(body),
     headers: { "content-type": "application/json" },
     signal,
   });
-  return { cache: response.headers.get("x-cache"), events: events(response.body, signal) };
+  for await (const payload of payloads(response.body, signal)) {
+    if (payload === "[DONE]") return;
+    const event = JSON.parse(payload);
+    if (event.error) throw new Refusal(event.error.message);
+    yield event;
+  }
+  throw new Refusal("The connection ended before the answer was complete.");
 }
 
 async function sent(path, key, options) {
@@ -43,16 +49,6 @@ async function reason(response) {
   } catch {
     return `The service answered ${response.status} without saying why.`;
   }
-}
-
-async function* events(stream, signal) {
-  for await (const payload of payloads(stream, signal)) {
-    if (payload === "[DONE]") return;
-    const event = JSON.parse(payload);
-    if (event.error) throw new Refusal(event.error.message);
-    yield event;
-  }
-  throw new Refusal("The connection ended before the answer was complete.");
 }
 
 async function* payloads(stream, signal) {
