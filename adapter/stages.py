@@ -24,7 +24,7 @@ else:
 
 Stage = Literal["request", "first_token", "upstream", "pair"]
 """What is timed: a whole request, a stream up to its first token, an attempt at an upstream call
-up to its last byte, and a reading by the pair, the wait for its turn included."""
+up to its last byte, and a reading by the pair; the wait for their turn included."""
 
 Attributes = Mapping[str, str | int | float]
 
@@ -69,7 +69,7 @@ def span(
     )
     try:
         yield running
-    except BaseException as error:
+    except Exception as error:  # who is cancelled or cut has not failed
         failed(running, type(error).__name__)
         raise
     finally:

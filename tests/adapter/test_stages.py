@@ -62,6 +62,7 @@ def test_a_request_is_one_trace_without_anybodys_words(exported, stream, lookahe
     if lookahead == 1:
         assert all(span.attributes["gen_ai.usage.output_tokens"] == 1 for span in calls)
     assert [span.name for span in inner].count("pair forward") >= 1
+    assert not any("error.type" in span.attributes for span in spans)  # not even of cut streams
     told = "".join(span.to_json() for span in spans)
     assert "canary" not in told
 
