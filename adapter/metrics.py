@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from adapter import stages
 from adapter.candidates import Ending, Step
 from adapter.decoding import Pace
 from adapter.price import NANO
@@ -100,6 +101,9 @@ class Metrics:
     def _ended(self, model: str, ending: Ending) -> None:
         self._endings.labels(model, ending.finish_reason).inc()
         usage = ending.usage
+        billed = stages.billed.get()
+        if billed is not None:
+            billed.append((usage.prompt_tokens, usage.completion_tokens))
         self._calls.labels(model).inc(usage.calls)
         self._tokens.labels(model, "prompt").inc(usage.prompt_tokens)
         self._tokens.labels(model, "cached").inc(usage.cached_tokens)

@@ -24,7 +24,7 @@ else:
 
 Stage = Literal["request", "first_token", "upstream", "pair"]
 """What is timed: a whole request, a stream up to its first token, an attempt at an upstream call
-up to its last byte, and a reading by the pair; the wait for their turn included."""
+up to its last byte, and a reading by the pair, the wait for its turn included."""
 
 Attributes = Mapping[str, str | int | float]
 
@@ -33,6 +33,9 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 observe: ContextVar[Callable[[Stage, float], None] | None] = ContextVar("observe", default=None)
 """Who is told how many seconds a stage of this context's request took."""
+
+billed: ContextVar[list[tuple[int, int]] | None] = ContextVar("billed", default=None)
+"""Where input and output tokens that the upstream billed this context's request are noted."""
 
 
 @contextmanager

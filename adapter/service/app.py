@@ -85,8 +85,8 @@ class GenerationRoutes:
             control = ",".join(request.headers.getlist("cache-control"))
             asked = read(await _body(request), self.limits).using(cache_use(control))
             budget = self.adapter.budget(asked.model, len(asked.requests))
-            request.state.model = asked.model
             work = self._generate(asked, budget, dialect, request.state.request_id)
+            request.state.model = asked.model
             return await unless_gone(request.receive, work, budget.stop)
         except (ClientGone, ClientDisconnect):
             return Response(status_code=CLIENT_GONE)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapter.metrics import Metrics
-from adapter.stages import Stage, current, failed, observe, span
+from adapter.stages import Stage, billed, current, failed, observe, span
 
 Outcome = Literal["ok", "refused", "failed", "gone"]
 """Whole; a 4xx; a 5xx or a stream that broke off; the client left."""
@@ -39,11 +39,14 @@ class Observed:
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         attributes = {"gen_ai.operation.name": operation, "gen_ai.provider.name": "adapter"}
         told = observe.set(lambda stage, took: self._metrics.took(self._model(state), stage, took))
+        spent: list[tuple[int, int]] = []
+        billed.set(spent)
         self._metrics.running.inc()
         try:
             with span(operation, "server", attributes, headers) as running, current(running):
                 await self._app(scope, receive, seen.send)
                 _describe(running, operation, self._model(state), state["request_id"])
+                _bill(running, spent)
                 if seen.outcome in ("failed", "gone"):
                     failed(running, seen.outcome)
         finally:
@@ -105,3 +108,11 @@ def _describe(running: Any, operation: str, model: str, request_id: str) -> None
         running.update_name(f"{operation} {model}")
         running.set_attribute("gen_ai.request.model", model)
         running.set_attribute("gen_ai.response.model", model)
+
+
+def _bill(running: Any, spent: Iterable[tuple[int, int]]) -> None:
+    """The tokens that the upstream billed for all choices."""
+    if running is not None:
+        read, written = (sum(column) for column in zip((0, 0), *spent, strict=True))
+        running.set_attribute("gen_ai.usage.input_tokens", read)
+        running.set_attribute("gen_ai.usage.output_tokens", written)

@@ -177,15 +177,6 @@ class Transport:
         await self._sdk.close()
 
     async def _once(self, question: _Question, until: float) -> Mapping[str, Any]:
-        with self._stage(question) as span:
-            body = await self._whole(question, until)
-            usage = consumed(body)
-            if span is not None and usage is not None:
-                span.set_attribute("gen_ai.usage.input_tokens", usage.prompt_tokens)
-                span.set_attribute("gen_ai.usage.output_tokens", usage.completion_tokens)
-            return body
-
-    async def _whole(self, question: _Question, until: float) -> Mapping[str, Any]:
         async with self._answering(question, question.tokens, until) as (chunks, call):
             try:
                 async with self._by(until):
@@ -207,7 +198,6 @@ class Transport:
         The connection stays open as long as the stack.
         """
         async with AsyncExitStack() as own:
-            own.enter_context(self._stage(question))
             first = min(STEP, question.tokens)
             chunks, call = await own.enter_async_context(self._answering(question, first, until))
             events = self._events(chunks)
@@ -231,6 +221,7 @@ class Transport:
             if time.monotonic() >= until:
                 raise self._late()
             stack.enter_context(self._breaker.watch())
+            stack.enter_context(self._stage(question))
             async with self._by(until):
                 paid = question.budget.call(len(question.prompt), tokens)
                 call = await stack.enter_async_context(paid)

@@ -59,8 +59,9 @@ def test_a_request_is_one_trace_without_anybodys_words(exported, stream, lookahe
     assert len(calls) == len(upstream.requests)
     assert calls[0].attributes["server.address"] == "127.0.0.1"
     assert calls[0].attributes["gen_ai.request.max_tokens"] >= 1
+    assert request.attributes["gen_ai.usage.input_tokens"] > 0
     if lookahead == 1:
-        assert all(span.attributes["gen_ai.usage.output_tokens"] == 1 for span in calls)
+        assert request.attributes["gen_ai.usage.output_tokens"] == len(calls)
     assert [span.name for span in inner].count("pair forward") >= 1
     assert not any("error.type" in span.attributes for span in spans)  # not even of cut streams
     told = "".join(span.to_json() for span in spans)
