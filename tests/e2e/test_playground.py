@@ -289,6 +289,14 @@ def test_stop_hangs_up(scripted_service, open_page):
     finished(page)
 
 
+def test_a_budget_that_ended_an_answer_is_told(scripted_service, open_page):
+    script = (step("Hi"), ending("length", out_of_budget=True))
+    page = open_page(scripted_service(ScriptedAdapter(script=script)))
+    ask(page, "p")
+    finished(page)
+    assert "cap on calls or money" in page.inner_text("#steered .problem")
+
+
 def test_text_of_models_is_never_markup(scripted_service, open_page):
     bad = "<img src=x onerror=\"document.title='owned'\"></script><style>*{display:none}</style>"
     script = (step(bad, shown=(alternative(bad, -0.5),), rank=1), ending())

@@ -26,6 +26,7 @@ export class Answer {
     this.alpha = alpha;
     this.steps = [];
     this._usage = null;
+    this._outOfBudget = false;
     this._began = performance.now();
     this._seconds = 0;
     this._bytes = new TextDecoder();
@@ -40,6 +41,7 @@ export class Answer {
   add(event) {
     const choice = event.choices[0];
     for (const step of choice?.steering?.steps ?? []) this._token(step);
+    this._outOfBudget ||= choice?.steering?.finish === "budget";
     if (event.usage) this._usage = event.usage.upstream;
     this._seconds = (performance.now() - this._began) / 1000;
     this._count();
@@ -48,7 +50,8 @@ export class Answer {
   // `state` is done, stopped or failed; `message` says what went wrong.
   end(state, message = "") {
     this._section.dataset.state = state;
-    this._say(".problem", message);
+    const budget = "A cap on calls or money is reached; nothing more was asked.";
+    this._say(".problem", this._outOfBudget ? budget : message);
     this._count();
     const how = state === "done" ? "" : ", not complete";
     this._say(".spoken", `${this.title}${how}: ${this._text.innerText}`);
