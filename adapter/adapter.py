@@ -65,6 +65,8 @@ class Adapter:
         self._cache = cache
         self._totals = open_totals("memory://") if totals is None else totals
         self.metrics = Metrics({name: model.pace for name, model in models.items()}, cache)
+        for model in models.values():
+            model.pair.watch(self.metrics.batches.observe)
 
     @classmethod
     def from_settings(cls, settings: Settings | Path) -> Self:

@@ -4,15 +4,20 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from adapter import stages
 from adapter.candidates import Ending, Step
 from adapter.decoding import Pace
 from adapter.price import NANO
+from adapter.stages import Stage
 from adapter.upstream.lookups import Lookups, outcome
 from cache import Cache
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 _PACE = {
     "acceptance": "Share of drafted tokens kept, the recent ones weighing most.",
@@ -40,6 +45,25 @@ class Metrics:
             self.registry.register(_Failures(cache))
         self._money = self._counter("upstream_money", "Money spent, in the prices' currency.")
         self._refusals = self._counter("budget_refusals", "Calls no cap allowed.", "cap")
+        self._requests = self._counter(
+            "requests", "Requests for tokens, by how they came out.", "operation", "outcome"
+        )
+        self.running = Gauge(
+            "adapter_requests_running", "Requests being answered.", registry=self.registry
+        )
+        self._stages = Histogram(
+            "adapter_stage_seconds",
+            "What the stages of requests took; see adapter/stages.py.",
+            ["model", "stage"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.batches = Histogram(
+            "adapter_pair_batch_texts",
+            "Texts that one forward of a pair's model read for all requests.",
+            buckets=_BATCHES,
+            registry=self.registry,
+        )
         for name, text in _PACE.items():
             gauge = Gauge(f"adapter_lookahead_{name}", text, ["model"], registry=self.registry)
             for model, pace in paces.items():
@@ -57,6 +81,14 @@ class Metrics:
         if lookups.hits or lookups.misses:
             self._results.labels(model, outcome([lookups])).inc()
 
+    def asked(self, model: str, operation: str, outcome: str) -> None:
+        """A request is over; `model` is empty where it named none of ours."""
+        self._requests.labels(model, operation, outcome).inc()
+
+    def took(self, model: str, stage: Stage, seconds: float) -> None:
+        """A stage of a request is over."""
+        self._stages.labels(model, stage).observe(seconds)
+
     def ledger(self, model: str) -> "ModelLedger":
         """Where a request's budget reports to."""
         return ModelLedger(self._money.labels(model), partial(self._refusals.labels, model))
@@ -69,6 +101,9 @@ class Metrics:
     def _ended(self, model: str, ending: Ending) -> None:
         self._endings.labels(model, ending.finish_reason).inc()
         usage = ending.usage
+        billed = stages.billed.get()
+        if billed is not None:
+            billed.append((usage.prompt_tokens, usage.completion_tokens))
         self._calls.labels(model).inc(usage.calls)
         self._tokens.labels(model, "prompt").inc(usage.prompt_tokens)
         self._tokens.labels(model, "cached").inc(usage.cached_tokens)

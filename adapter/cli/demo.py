@@ -5,6 +5,7 @@ import signal
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlencode
 
 import typer
 
@@ -118,10 +119,11 @@ def _hold(screen: "Console", live: "Stage") -> None:
     """Keep the servers until the user ends them."""
     from adapter.demo.stage import STEERED
 
+    prompt = "Question: Who is the chancellor of Marvania in 1206?\nAnswer:"
     body = json.dumps(
         {
             "model": STEERED,
-            "prompt": "Question: Who is the chancellor of Marvania in 1206?\nAnswer:",
+            "prompt": prompt,
             "max_tokens": 16,
             "temperature": 0,
             "steering": {"alpha": 1.0, "trace": True},
@@ -134,6 +136,8 @@ def _hold(screen: "Console", live: "Stage") -> None:
         markup=False,
         soft_wrap=True,
     )
+    page = f"{live.service.removesuffix('v1')}#{urlencode({'model': STEERED, 'prompt': prompt})}"
+    screen.print(f"\nOr look at it: {page}", markup=False, soft_wrap=True)
     screen.print("\nCtrl-C ends all of them.")
     ends = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # sigwait needs them blocked

@@ -34,7 +34,7 @@ class EngineError(AdapterError):
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How the engine runs: `context` tokens for each of `slots` requests at a time.
+    """How the engine runs: `context` tokens for each of `slots` requests at a time; port 0 is any.
 
     The engine rounds a context up to a multiple of 256.
     """
@@ -43,6 +43,8 @@ class EngineOptions:
     slots: int = 4
     threads: int = 2
     alias: str = "demo"
+    host: str = "127.0.0.1"
+    port: int = 0
 
 
 class Engine:
@@ -175,8 +177,8 @@ def _parameters(engine: Any, model: str, options: EngineOptions) -> Any:
     parameters = engine.CommonParams()
     parameters.model.path = model
     parameters.model_alias = [options.alias]
-    parameters.hostnames = ["127.0.0.1"]
-    parameters.port = 0
+    parameters.hostnames = [options.host]
+    parameters.port = options.port
     parameters.n_parallel = options.slots
     parameters.n_ctx = options.context * options.slots  # the engine divides it among the slots
     parameters.cpuparams.n_threads = options.threads

@@ -1,7 +1,7 @@
 """Engine: one worker that owns the device, and rounds in which all that waits is read at once."""
 
 import asyncio
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar
@@ -10,6 +10,7 @@ from adapter.errors import ContextTooLong
 from adapter.pair.attention import Part
 from adapter.pair.network import Network, NoRoom
 from adapter.pair.text import Text
+from adapter.stages import stage
 from tokenizer_maps.bridge import Tree
 
 T = TypeVar("T")
@@ -23,6 +24,7 @@ class Engine:
     """Runs steps of many readers; a round reads what is wanted when it begins, and never waits.
 
     The oldest work goes first: it may take the slots of everything younger, which reads again.
+    `batched` is told, on the worker, how many texts each forward reads.
     """
 
     def __init__(self) -> None:
@@ -30,14 +32,16 @@ class Engine:
         self._jobs: list[_Job] = []
         self._rounds = 0
         self._closing = False
+        self.batched: Callable[[int], None] = lambda count: None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pair")
 
     async def run(self, steps: Steps[T]) -> T:
         """The steps' result; cancelling drops them, and what they read, at the next round."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._queue.put(_Job(steps, future))
-        self._worker.submit(self._work)
-        return await future
+        with stage("pair", "pair forward", {}):
+            self._queue.put(_Job(steps, future))
+            self._worker.submit(self._work)
+            return await future
 
     def release(self, texts: Sequence[tuple[Network, Text]]) -> None:
         """Free texts at the next round; from any thread, and from finalizers: it takes no lock."""
@@ -96,6 +100,7 @@ class Engine:
         parts: dict[Network, list[Part]] = {}
         ready = [job for job in self._jobs if self._prepare(job, busy, parts)]
         for network, some in parts.items():
+            self.batched(len(some))
             try:
                 network.forward(some)
             except BaseException as error:  # noqa: BLE001  # whoever waits for it gets it

@@ -1,7 +1,7 @@
 """Pair: the loaded expert(s) and the anti-expert, sharing a tokenizer, a device and a worker."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from adapter.errors import PairError
@@ -111,6 +111,10 @@ class Pair:
             texts[name] = network, network.text(self._models[name].adapter)
         window = Window(self.window, head)
         return Reader(self._engine, texts, bridge, contexts, weights, window)
+
+    def watch(self, batched: Callable[[int], None]) -> None:
+        """Have somebody told, on the pair's worker, how many texts each forward reads."""
+        self._engine.batched = batched
 
     def close(self) -> None:
         """End the worker; the round that runs finishes first, what waits is cancelled."""

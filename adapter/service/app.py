@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapter import stages
 from adapter.budget import Budget
 from adapter.errors import AdapterError, ModelNotFound
 from adapter.service.answering import Answering, begin
@@ -22,6 +23,8 @@ from adapter.service.auth import Auth
 from adapter.service.disconnect import ClientGone, unless_gone
 from adapter.service.failures import failure
 from adapter.service.limits import Limits
+from adapter.service.observed import Observed
+from adapter.service.playground import playground
 from adapter.service.render import CHAT, COMPLETIONS, Dialect, Json
 from adapter.service.stream import EventStream
 from adapter.service.tokenizer import Tokenizer
@@ -57,6 +60,7 @@ def create_app(adapter: "Adapter", settings: Settings) -> FastAPI:
     # From the inside out: each one needs what those around it have found.
     app.add_middleware(Limits, max_concurrency=settings.service.max_concurrency)
     app.add_middleware(Auth, keys=settings.keys)
+    app.add_middleware(Observed, metrics=adapter.metrics, models=adapter.models)
     app.add_middleware(RequestId)
     app.add_exception_handler(AdapterError, _refused)
     app.add_exception_handler(HTTPException, _refused)
@@ -72,6 +76,7 @@ def create_app(adapter: "Adapter", settings: Settings) -> FastAPI:
     app.add_api_route("/tokenizer_info", tokenizers.info, methods=["GET"])
     app.add_api_route("/healthz", _healthy, methods=["GET"])
     app.add_api_route("/readyz", _ready, methods=["GET"])
+    app.add_api_route("/", playground, methods=["GET"])
     return app
 
 
@@ -98,6 +103,7 @@ class GenerationRoutes:
             asked = asked.using(cache_use(control), tenant)
             budget = self.adapter.budget(asked.model, len(asked.requests), key)
             work = self._generate(asked, budget, dialect, request.state.request_id)
+            request.state.model = asked.model
             return await unless_gone(request.receive, work, budget.stop)
         except (ClientGone, ClientDisconnect):
             return Response(status_code=CLIENT_GONE)
@@ -167,6 +173,7 @@ class RequestId:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        stages.request_id.set(request_id)
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":

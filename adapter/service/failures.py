@@ -42,11 +42,12 @@ def failure(error: Exception, request_id: str) -> Failure:
     if isinstance(error, HTTPException):
         return _http_failure(error)
     known = error if isinstance(error, AdapterError) else _UNEXPECTED
+    named = {"request_id": request_id}
     if known is _UNEXPECTED:
         frames = "".join(traceback.format_tb(error.__traceback__))
-        _LOG.error("%s: unexpected %s at\n%s", request_id, type(error).__name__, frames)
+        _LOG.error("unexpected %s at\n%s", type(error).__name__, frames, extra=named)
     elif known.status >= 500:
-        _LOG.warning("%s: %d %s, %s", request_id, known.status, known.code, known.message)
+        _LOG.warning("%d %s, %s", known.status, known.code, known.message, extra=named)
     return Failure(known.status, known.body(), _retry_header(known))
 
 

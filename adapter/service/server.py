@@ -10,6 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from adapter.settings import LogSettings
+from adapter.stages import request_id
 
 _LAST_ANSWERS = 20
 """Seconds that running answers have when the server is told to stop; then streams are ended."""
@@ -44,15 +45,31 @@ def address(listening: socket.socket) -> str:
 
 def log_config(log: LogSettings) -> dict[str, Any]:
     """A configuration for `logging`: everything to stderr, in one form."""
-    text = {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}
+    text = {"format": "%(asctime)s %(levelname)s %(name)s [%(request_id)s]: %(message)s"}
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"text": text, "json": {"()": JsonLines}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": log.format}},
+        "filters": {"request": {"()": Request}},
+        "handlers": {
+            "stderr": {
+                "class": "logging.StreamHandler",
+                "formatter": log.format,
+                "filters": ["request"],
+            }
+        },
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {name: {"level": log.level.upper()} for name in ("adapter", "cache", "uvicorn")},
     }
+
+
+class Request(logging.Filter):
+    """Notes in each record the id of the request that it is from, - where it is from none."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not hasattr(record, "request_id"):
+            record.request_id = request_id.get()
+        return True
 
 
 class JsonLines(logging.Formatter):
@@ -63,6 +80,7 @@ class JsonLines(logging.Formatter):
             "time": self.formatTime(record),
             "level": record.levelname,
             "logger": record.name,
+            "request_id": getattr(record, "request_id", "-"),
             "message": record.getMessage(),
         }
         if record.exc_info:

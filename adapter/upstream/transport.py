@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
+    AbstractContextManager,
     AsyncExitStack,
     asynccontextmanager,
     suppress,
@@ -28,6 +29,7 @@ from adapter.errors import (
     UpstreamUnavailable,
 )
 from adapter.prefix import prompt_length
+from adapter.stages import stage
 from adapter.upstream.answers import consumed, parsed
 from adapter.upstream.breaker import Breaker
 from adapter.upstream.events import payloads
@@ -266,6 +268,7 @@ class Transport:
             if time.monotonic() >= until:
                 raise self._late()
             stack.enter_context(self._breaker.watch())
+            stack.enter_context(self._stage(question))
             async with self._by(until):
                 reserved = question.budget.call(question.prompt_tokens, question.first)
                 call = await stack.enter_async_context(reserved)
@@ -330,6 +333,19 @@ class Transport:
         except httpx.HTTPError:
             raise self._lost() from None
         raise self._lost()
+
+    def _stage(self, question: _Question) -> AbstractContextManager[Any]:
+        """One attempt, timed; its span says whom was asked for how much, and nothing of what."""
+        url = httpx.URL(self._endpoint.base_url)
+        attributes: dict[str, str | int] = {
+            "gen_ai.operation.name": "text_completion",
+            "gen_ai.request.model": self._endpoint.model,
+            "gen_ai.request.max_tokens": question.tokens,
+            "server.address": url.host,
+        }
+        if url.port is not None:
+            attributes["server.port"] = url.port
+        return stage("upstream", f"text_completion {self._endpoint.model}", attributes)
 
     def _deadline(self) -> float:
         return time.monotonic() + self._endpoint.timeout

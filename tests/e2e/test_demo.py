@@ -62,6 +62,7 @@ def test_keep_leaves_the_servers_running_and_says_how_to_call_them():
                     break
             url = said.split("The service listens at ")[1].split(",")[0]
             assert f"curl {url}/completions" in said
+            assert f"{url.removesuffix('v1')}#model={STEERED}&prompt=Question" in said
             client = openai.OpenAI(base_url=url, api_key="none")
             assert STEERED in [m.id for m in client.models.list()]
             question = questions()[0][0]

@@ -12,6 +12,7 @@ from adapter.budget import Budget
 from adapter.candidates import END, Alternative, Ending, Step, Usage
 from adapter.errors import ModelNotFound
 from adapter.local import InProcess
+from adapter.metrics import Metrics
 from adapter.request import Request
 from adapter.settings import KeySettings, LimitSettings
 from adapter.upstream.lookups import Lookups
@@ -81,6 +82,7 @@ class ScriptedAdapter:
     running: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
     closed: bool = False
+    metrics: Metrics = field(default_factory=lambda: Metrics({}))
 
     models: tuple[str, ...] = ("m", "org/other")
     limits = LimitSettings(top_logprobs=5, max_tokens=100)

@@ -39,7 +39,7 @@ def test_health(hello):
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "unknown_url"),
+        ("GET", "/?other", 404, "unknown_url"),
         ("POST", "/v1/responses", 404, "unknown_url"),
         ("POST", "/v1/completions/", 404, "unknown_url"),
         ("GET", "/docs", 404, "unknown_url"),
