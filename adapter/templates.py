@@ -41,8 +41,10 @@ def compile_template(source: str) -> Template:
         raise SettingsError(f"a chat template cannot be read: {error}") from error
 
 
-def render(source: str, messages: Sequence[Message], vocabulary: Vocabulary) -> tuple[Segment, ...]:
-    """Messages through a chat template, ready for the answer to follow.
+def render(
+    source: str, messages: Sequence[Message], vocabulary: Vocabulary, *, answer_next: bool = True
+) -> tuple[Segment, ...]:
+    """Messages through a chat template, ready for the answer to follow unless it is there already.
 
     Raises BadRequest where the template refuses these messages.
     """
@@ -61,7 +63,7 @@ def render(source: str, messages: Sequence[Message], vocabulary: Vocabulary) -> 
     }
     try:
         rendered = compile_template(source).render(
-            messages=turns, add_generation_prompt=True, **names
+            messages=turns, add_generation_prompt=answer_next, **names
         )
     except TemplateError as error:
         raise BadRequest(

@@ -4,6 +4,7 @@ import json
 import signal
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,14 +34,25 @@ def demo(
     questions: Annotated[
         int | None, typer.Option(min=2, help="Ask only so many, half of them on new facts.")
     ] = None,
+    write_corpus: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Only write the bulletins of 1206, to tune an expert on."),
+    ] = None,
 ) -> None:
     """Steer a hosted model with a pair a third its size, and measure what it learnt.
 
     All models know a fictional world up to 1205; only the expert has read the bulletins of 1206.
     llama.cpp's server plays the hosted model, and the service reaches it only over HTTP.
 
-    Example: adapter demo --json
+    Examples: adapter demo --json
+
+    adapter demo --write-corpus ./bulletins
     """
+    if write_corpus is not None:
+        from adapter.demo.bulletins import write_bulletins
+
+        typer.echo(f"{write_bulletins(write_corpus):,} bulletins in {write_corpus}")
+        return
     from rich.console import Console
     from rich.progress import Progress
 
