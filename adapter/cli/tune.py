@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -125,15 +126,8 @@ def tune(  # noqa: PLR0913 - a command's options are its arguments
         raise typer.BadParameter(
             f"--batch {batch} is not a multiple of --micro-batch {micro_batch}"
         )
-    from adapter.tuning.corpus import read_corpus
     from adapter.tuning.recipe import FULL_RATE, LORA_RATE, Lora, Optimizer, Recipe
 
-    read = read_corpus(corpus, ignore or ())
-    with _packages():
-        from adapter.pair.loading import choose_device
-        from adapter.tuning.tune import Base
-        from adapter.tuning.tune import tune as make
-    chosen = choose_device(device.value)
     default = LORA_RATE if lora else FULL_RATE
     recipe = Recipe(
         optimizer=Optimizer(
@@ -148,13 +142,32 @@ def tune(  # noqa: PLR0913 - a command's options are its arguments
         checks=checks,
         patience=patience,
         seed=seed,
-        bfloat16=dtype is Dtype.bfloat16 or (dtype is Dtype.auto and chosen == "cuda"),
+        bfloat16=dtype is Dtype.bfloat16,
         gradient_checkpointing=gradient_checkpointing,
     )
-    source = Base(base, revision, chosen, _text(chat_template))
     with _progress() as watch:
-        card = make(source, read, recipe, out, watch)
+        from adapter.tuning.corpus import read_corpus
+
+        learnt = read_corpus(corpus, ignore or ())
+        template = _text(chat_template)
+        with _packages():
+            from adapter.tuning.tune import Base
+            from adapter.tuning.tune import tune as make
+        source = Base(base, revision, _device(device), template)
+        if dtype is Dtype.auto:
+            recipe = replace(recipe, bfloat16=source.device == "cuda")
+        card = make(source, learnt, recipe, out, watch)
     typer.echo(json.dumps(card.facts) if as_json else _summary(card))
+
+
+def _device(device: Device) -> str:
+    import torch
+
+    from adapter.pair.loading import choose_device
+
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise TuningError("torch finds no GPU here: leave --device out, or install torch for it")
+    return choose_device(device.value)
 
 
 def _text(template: Path | None) -> str | None:
@@ -203,20 +216,28 @@ def _progress() -> "Iterator[Watch]":
         *(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()),
         *(TextColumn("left"), TimeRemainingColumn()),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("reading the model and the corpus", total=None)
+        told: float | None = None
 
         def watch(moment: "Moment") -> None:
-            losses = (("loss", moment.loss), ("held out", moment.held_out))
-            told = ", ".join(f"{name} {loss:.3f}" for name, loss in losses if loss is not None)
+            nonlocal told
             progress.update(
-                bar,
-                completed=moment.step,
-                total=moment.steps,
-                description=f"tuning{told and ': '}{told}",
+                bar, completed=moment.step, total=moment.steps, description=_losses(moment)
             )
+            if moment.held_out != told:  # a line each, for logs too
+                told = moment.held_out
+                left = progress.tasks[0].time_remaining
+                when = "" if left is None else f", {left / 60:.0f} minutes left"
+                console.print(f"step {moment.step} of {moment.steps}: {_losses(moment)}{when}")
 
         yield watch
+
+
+def _losses(moment: "Moment") -> str:
+    losses = (("loss", moment.loss), ("held out", moment.held_out))
+    return ", ".join(f"{name} {loss:.3f}" for name, loss in losses if loss is not None) or "tuning"
 
 
 def _summary(card: "Card") -> str:

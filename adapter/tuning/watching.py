@@ -24,7 +24,7 @@ Watch = Callable[[Moment], None]
 
 
 class Watching(TrainerCallback):
-    """Tells `watch` of every step and `keep` of the losses at every checkpoint."""
+    """Tells `watch` of every step and check, `keep` of the losses at every checkpoint."""
 
     def __init__(self, watch: Watch, keep: Callable[[Losses], object]) -> None:
         """Both are called between steps and should be quick."""
@@ -41,6 +41,10 @@ class Watching(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """The weights have moved."""
+        self._tell(state)
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """The held-out loss is measured."""
         self._tell(state)
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:

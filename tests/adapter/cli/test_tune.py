@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from adapter.cli import app
@@ -48,6 +49,8 @@ def test_an_expert_and_its_card(corpus, tmp_path):
     lines = result.stdout.splitlines()
     assert lines[0].startswith(f"{tmp_path / 'expert'}: ")
     assert " before, " in lines[1]
+    steps = [x.split(":")[0] for x in result.stderr.splitlines() if x.startswith("step")]
+    assert steps == [f"step {step} of 14" for step in (0, 7, 14)]
     assert lines[2].startswith("only ")
     again = run(*words, "--json")
     assert json.loads(again.stdout) == json.loads((tmp_path / "expert" / "card.json").read_text())
@@ -92,6 +95,12 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(corpus, tmp_path):
     failed = run(base(), corpus, "--out", tmp_path / "x", "--chat-template", tmp_path / "none")
     assert "the chat template" in str(failed.exception)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_said(corpus, tmp_path):
+    failed = run(base(), corpus, "--out", tmp_path / "x", "--device", "cuda")
+    assert "torch finds no GPU here" in str(failed.exception)
 
 
 def test_a_missing_package_is_named(corpus, tmp_path, monkeypatch):
