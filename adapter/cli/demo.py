@@ -34,6 +34,10 @@ def demo(
     questions: Annotated[
         int | None, typer.Option(min=2, help="Ask only so many, half of them on new facts.")
     ] = None,
+    expert: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Another expert than the shipped one, fully tuned."),
+    ] = None,
     write_corpus: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Only write the bulletins of 1206, to tune an expert on."),
@@ -59,12 +63,12 @@ def demo(
     from adapter.demo.almanac import questions as almanac_questions
     from adapter.demo.report import summary
     from adapter.demo.run import ask_everyone
-    from adapter.demo.stage import stage
+    from adapter.demo.stage import EXPERT, stage
 
     screen = Console(stderr=json_output, highlight=False)
     new, old = (q[: questions // 2] if questions else q for q in almanac_questions())
     screen.print("Starting two engines and the service ...")
-    with stage() as live:
+    with stage(expert or EXPERT) as live:
         with Progress(console=screen, transient=True) as progress:
             total = 5 * len(new) + 4 * len(old)
             bar = progress.add_task("asking", total=total)

@@ -52,8 +52,9 @@ class Watching(TrainerCallback):
         self._keep(losses_of(state))
 
     def _tell(self, state: TrainerState) -> None:
-        last = {name: loss[name] for loss in losses_of(state) for name in ("loss", "held_out")
-                if name in loss}  # fmt: skip
+        last: dict[str, float] = {}
+        for loss in losses_of(state):
+            last |= loss
         self._watch(
             Moment(state.global_step, state.max_steps, last.get("loss"), last.get("held_out"))
         )
