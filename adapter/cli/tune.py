@@ -248,10 +248,15 @@ def _summary(card: "Card") -> str:
         f"{facts['seconds']:.0f} s"
     ]
     if aside:
-        lines.append(f"held-out loss {aside[0]:.3f} before, {min(aside):.3f} at its lowest, "
-                     f"{aside[-1]:.3f} at the end (nats a token)")  # fmt: skip
+        first, *_, last = aside
+        lines.append(
+            f"held-out loss {first:.3f} before, {min(aside):.3f} at its lowest, {last:.3f} at the "
+            "end (nats a token)"
+        )
     if facts["kept_step"] != facts["steps"]:
-        lines.append(f"ended early; the weights are those of step {facts['kept_step']}")
+        lines.append(f"the weights are those of step {facts['kept_step']}, where it was lowest")
+    if facts["cut"]:
+        lines.append(f"{facts['cut']:,} answers did not fit a row: cut, or left out")
     if facts["steps"] < _FEW:
         lines.append(
             f"only {facts['steps']} steps: with so small a corpus lower --batch, or raise "

@@ -16,15 +16,16 @@ Row = tuple[tuple[int, ...], tuple[bool, ...]]
 
 def answer_rows(
     chats: Iterable[Sequence[Message]], vocabulary: Vocabulary, template: str, length: int
-) -> Rows:
+) -> tuple[Rows, int]:
     """One row for each answer, behind all that was said before it, as when it is served.
 
     A row longer than `length` tokens is cut at its end; one whose answer is all cut off is left
-    out. Raises TuningError where the template does not fit the chats.
+    out. The number is how many these are. Raises TuningError where the template does not fit.
     """
-    rows = (row for chat in chats for row in _rows(chat, vocabulary, template))
+    rows = [row for chat in chats for row in _rows(chat, vocabulary, template)]
     cut = ((ids[:length], learnt[:length]) for ids, learnt in rows)
-    return Rows.of(row for row in cut if any(row[1]))
+    long = sum(len(ids) > length for ids, _ in rows)
+    return Rows.of(row for row in cut if any(row[1])), long
 
 
 def _rows(chat: Sequence[Message], vocabulary: Vocabulary, template: str) -> Iterator[Row]:

@@ -32,12 +32,15 @@ class Card:
         return float(self.facts["seconds"])
 
     def told(self, **facts: Any) -> "Card":
-        """The card with more facts, written."""
+        """The card with more facts, written. Raises TuningError where that cannot be."""
         card = Card(self.folder, {**self.facts, **facts})
-        self.folder.mkdir(parents=True, exist_ok=True)
         fresh = self.folder / f".{NAME}.new"
-        fresh.write_text(json.dumps(card.facts, indent=2) + "\n", encoding="utf-8")
-        os.replace(fresh, self.folder / NAME)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            fresh.write_text(json.dumps(card.facts, indent=2) + "\n", encoding="utf-8")
+            os.replace(fresh, self.folder / NAME)
+        except OSError as error:
+            raise TuningError(f"{self.folder} cannot be written to: {error.strerror}") from error
         return card
 
 

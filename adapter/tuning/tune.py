@@ -56,12 +56,13 @@ def tune(base: Base, corpus: Corpus, recipe: Recipe, out: Path, watch: Watch) ->
         return card
     device = choose_device(base.device)
     model = load_model(str(folder), device, loaded_as(recipe))
-    learnt, aside = _rows(model, base, corpus, recipe)
+    learnt, aside, cut = _rows(model, base, corpus, recipe)
     network = prepared(model.network, recipe, base.name)
     card = card.told(
         versions={package: version(package) for package in _PACKAGES},
         device=device if device == "cpu" else torch.cuda.get_device_name(),
         tokens={"corpus": learnt.tokens, "held_out": aside.tokens},
+        cut=cut,
         parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
     )
     began, spent = time.monotonic(), card.seconds
@@ -107,7 +108,8 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _rows(model: LocalModel, base: Base, corpus: Corpus, recipe: Recipe) -> tuple[Rows, Rows]:
+def _rows(model: LocalModel, base: Base, corpus: Corpus, recipe: Recipe) -> tuple[Rows, Rows, int]:
+    """Rows to learn, rows to measure on, and how many answers did not fit theirs."""
     length = recipe.sequence or min(SEQUENCE, model.window)
     if length > model.window:
         raise TuningError(
@@ -117,17 +119,17 @@ def _rows(model: LocalModel, base: Base, corpus: Corpus, recipe: Recipe) -> tupl
     if corpus.is_chat and template is None:
         raise TuningError(f"{base.name} has no chat template: give one with --chat-template FILE")
 
-    def rows(documents: Sequence[Document]) -> Rows:
+    def rows(documents: Sequence[Document]) -> tuple[Rows, int]:
         said = [document.content for document in documents]
         if corpus.is_chat:
             chats = cast("list[tuple[Message, ...]]", said)
             return answer_rows(chats, model.vocabulary, template or "", length)
-        return pack(cast("list[str]", said), model.vocabulary, length)
+        return pack(cast("list[str]", said), model.vocabulary, length), 0
 
-    learnt, aside = (rows(documents) for documents in held_out(corpus, recipe.held_out))
+    (learnt, cut), (aside, more) = map(rows, held_out(corpus, recipe.held_out))
     if not len(learnt):
         raise TuningError("no answer of the corpus begins within --sequence tokens: raise it")
-    return learnt, aside
+    return learnt, aside, cut + more
 
 
 def _write(network: Any, base: Base, folder: Path, out: Path, lora: bool) -> None:

@@ -27,7 +27,7 @@ def chat(*contents):
 
 
 def rows(*chats, template=TEMPLATE, length=512):
-    found = answer_rows(chats, VOCABULARY, template, length)
+    found, _ = answer_rows(chats, VOCABULARY, template, length)
     return [(r["input_ids"].tolist(), r["labels"].tolist()) for r in map(found.__getitem__, range(len(found)))]  # fmt: skip  # noqa: E501
 
 
@@ -84,6 +84,8 @@ def test_long_chats_are_cut_and_without_an_answer_left_out():
     assert found == whole[: opened + 2]
     assert labels[-3:] == [UNLEARNT, *whole[opened : opened + 2]]
     assert rows(messages, length=opened) == []
+    for length, cut in ((opened, 1), (opened + 2, 1), (len(whole), 0)):
+        assert answer_rows([messages], VOCABULARY, TEMPLATE, length)[1] == cut
 
 
 def test_a_template_that_does_not_fit():

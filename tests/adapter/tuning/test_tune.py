@@ -91,6 +91,7 @@ def test_the_card_tells_what_was_done(plain):
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["tokens_seen"] == 2 * facts["tokens"]["corpus"]
     assert facts["kept_step"] == facts["steps"]
+    assert facts["cut"] == 0
     assert facts["seconds"] > 0
     assert "tide" not in json.dumps(facts)
 
