@@ -64,7 +64,7 @@ def command(*words: object) -> list[str]:
 
 
 def killed(words: list[str], out: Path, step: int) -> None:
-    """Start a tuning and kill it once its checkpoint at `step` begins to be written."""
+    """Start a tuning and kill it while its checkpoint at `step` is written, or soon after."""
     wanted = out / "checkpoints" / f"checkpoint-{step}"
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE)
@@ -72,6 +72,7 @@ def killed(words: list[str], out: Path, step: int) -> None:
     try:
         while not wanted.exists() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.001)
+        time.sleep(random.uniform(0, 0.03))
     finally:
         process.send_signal(signal.SIGKILL)
         _, said = process.communicate()
