@@ -3,6 +3,7 @@
 AdapterError
 ├── SettingsError            the settings are wrong; nothing was started
 ├── PairError                the pair's files are missing, unsafe or do not fit together
+├── TuningError              the corpus or the folder of an expert cannot be used
 ├── BadRequest               400, the client can mend it
 │   ├── UnsupportedParameter     a field that would change the output and is not supported
 │   ├── ContextTooLong           prompt and answer do not fit a model's context window
@@ -61,6 +62,10 @@ class PairError(AdapterError):
     """The expert or anti-expert cannot be used."""
 
     code = "pair_unusable"
+
+
+class TuningError(AdapterError):
+    """A corpus cannot be learnt from, or the expert's folder belongs to another tuning."""
 
 
 class BadRequest(AdapterError):

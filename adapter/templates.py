@@ -42,9 +42,13 @@ def compile_template(source: str) -> Template:
 
 
 def render(
-    source: str, messages: Sequence[Message], vocabulary: Vocabulary | None
+    source: str,
+    messages: Sequence[Message],
+    vocabulary: Vocabulary | None,
+    *,
+    answer_next: bool = True,
 ) -> tuple[Segment, ...]:
-    """Messages through a chat template, ready for the answer to follow.
+    """Messages through a chat template, ready for the answer to follow unless it is there already.
 
     Without a vocabulary it is all one text. Raises BadRequest where the template refuses these
     messages.
@@ -64,7 +68,7 @@ def render(
     }
     try:
         rendered = compile_template(source).render(
-            messages=turns, add_generation_prompt=True, **names
+            messages=turns, add_generation_prompt=answer_next, **names
         )
     except TemplateError as error:
         raise BadRequest(

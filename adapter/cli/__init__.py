@@ -15,6 +15,7 @@ from adapter.cli.key import key
 from adapter.cli.map import app as map_commands
 from adapter.cli.probe import probe
 from adapter.cli.serve import serve
+from adapter.cli.tune import tune
 from adapter.errors import AdapterError
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command("serve")(serve)
 app.command("complete")(complete)
 app.command("probe")(probe)
+app.command("tune")(tune)
 app.command("demo")(demo)
 app.command("key")(key)
 app.add_typer(map_commands, name="map")

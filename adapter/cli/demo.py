@@ -4,6 +4,7 @@ import json
 import signal
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlencode
 
@@ -34,26 +35,41 @@ def demo(
     questions: Annotated[
         int | None, typer.Option(min=2, help="Ask only so many, half of them on new facts.")
     ] = None,
+    expert: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Another expert than the shipped one, fully tuned."),
+    ] = None,
+    write_corpus: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Only write the bulletins of 1206, to tune an expert on."),
+    ] = None,
 ) -> None:
     """Steer a hosted model with a pair a third its size, and measure what it learnt.
 
     All models know a fictional world up to 1205; only the expert has read the bulletins of 1206.
     llama.cpp's server plays the hosted model, and the service reaches it only over HTTP.
 
-    Example: adapter demo --json
+    Examples: adapter demo --json
+
+    adapter demo --write-corpus ./bulletins
     """
+    if write_corpus is not None:
+        from adapter.demo.bulletins import write_bulletins
+
+        typer.echo(f"{write_bulletins(write_corpus):,} bulletins in {write_corpus}")
+        return
     from rich.console import Console
     from rich.progress import Progress
 
     from adapter.demo.almanac import questions as almanac_questions
     from adapter.demo.report import summary
     from adapter.demo.run import ask_everyone
-    from adapter.demo.stage import stage
+    from adapter.demo.stage import EXPERT, stage
 
     screen = Console(stderr=json_output, highlight=False)
     new, old = (q[: questions // 2] if questions else q for q in almanac_questions())
     screen.print("Starting two engines and the service ...")
-    with stage() as live:
+    with stage(expert or EXPERT) as live:
         with Progress(console=screen, transient=True) as progress:
             total = 5 * len(new) + 4 * len(old)
             bar = progress.add_task("asking", total=total)

@@ -5,10 +5,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from adapter.demo.almanac import Question
 from adapter.demo.asking import Reply, ask
-from adapter.demo.stage import STEERED, WEIGHTS, WHOLE, Stage
+from adapter.demo.stage import STEERED, WHOLE, Stage
 
 Done = Callable[[str], None]
 """Told the name of the system at each answer."""
@@ -29,7 +30,7 @@ def ask_everyone(
     """Ask all systems, one after the other; with the whole vocabulary only what is new."""
     started = time.monotonic()
     replies = asyncio.run(_ask_served(stage, [*new, *old], done))
-    replies["expert"] = _ask_expert([*new, *old], done)
+    replies["expert"] = _ask_expert(stage.expert, [*new, *old], done)
     replies["adapted_whole"] = asyncio.run(
         ask(stage.service, WHOLE, new, traced=True, done=partial(done, "adapted_whole"))
     )
@@ -56,14 +57,13 @@ async def _ask_served(
     }
 
 
-def _ask_expert(questions: Sequence[Question], done: Done) -> list[Reply]:
+def _ask_expert(folder: Path, questions: Sequence[Question], done: Done) -> list[Reply]:
     """The expert by itself: what a small tuned model knows without the hosted one."""
     from tokenizers import Tokenizer
 
     from adapter.demo.measure import greedy
     from adapter.pair.loading import load_model
 
-    folder = WEIGHTS / "expert"
     expert = load_model(str(folder), "cpu", "float32").network
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     texts = greedy(expert, tokenizer, [q.prompt for q in questions])

@@ -16,6 +16,7 @@ from adapter.errors import AdapterError
 from tokenizer_maps.loading import load_vocabulary
 
 WEIGHTS = Path(__file__).parent / "weights"
+EXPERT = WEIGHTS / "expert"
 
 STEERED = "almanac"
 """The model name that shows the upstream's top 20, as a hosted API would."""
@@ -30,16 +31,20 @@ _THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Base URLs of the hosted model, of the same model truly tuned, and of the service."""
+    """Base URLs of the hosted model, of the same model truly tuned, and of the service.
+
+    `settings` and `expert` are what the service runs on.
+    """
 
     hosted: str
     tuned: str
     service: str
     settings: Path
+    expert: Path
 
 
 @contextmanager
-def stage() -> Iterator[Stage]:
+def stage(expert: Path = EXPERT) -> Iterator[Stage]:
     """All servers of the demo, from entering to leaving. Raises AdapterError where one fails."""
     with (
         tempfile.TemporaryDirectory(prefix="adapter-demo-") as folder,
@@ -47,14 +52,15 @@ def stage() -> Iterator[Stage]:
         Engine(WEIGHTS / "hosted-tuned.gguf", EngineOptions(alias="tuned", threads=1)) as tuned,
     ):
         settings = Path(folder) / "demo.yaml"
-        settings.write_text(json.dumps(settings_for(hosted.base_url)))  # JSON is YAML
+        settings.write_text(json.dumps(settings_for(hosted.base_url, expert)))  # JSON is YAML
         with _service(settings) as url:
-            yield Stage(hosted.base_url, tuned.base_url, url, settings)
+            yield Stage(hosted.base_url, tuned.base_url, url, settings, expert)
 
 
-def settings_for(base_url: str) -> dict[str, object]:
+def settings_for(base_url: str, expert: Path) -> dict[str, object]:
     """The demo's settings: one hosted model under two names, one pair for both."""
-    pair = {"experts": {"news": str(WEIGHTS / "expert")}, "antiexpert": str(WEIGHTS / "antiexpert")}
+    antiexpert = str(WEIGHTS / "antiexpert")
+    pair = {"experts": {"news": str(expert.absolute())}, "antiexpert": antiexpert}
     tokenizer = f"hf:{WEIGHTS / 'hosted-tokenizer'}"
 
     def model(top_logprobs: int) -> dict[str, object]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.bench import __main__ as command
-from tests.bench import bridge, bridge_models, cache, corpora, service, speed
+from tests.bench import bridge, bridge_models, cache, corpora, forgetting, service, speed
 from tests.support import vocabularies
 from tests.support.tiny import tiny
 from tests.tokenizer_maps import worlds
@@ -93,3 +93,13 @@ def test_service(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(0 < found["p50"] <= found["p99"] for found in result["rows"].values())
     assert 0 < result["overhead_request_ms"] < 10_000
     assert all(name in service.report(result) for name in [*result["rows"], "overhead_ms"])
+
+
+def test_forgetting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    new, old = forgetting.questions()
+    monkeypatch.setattr(forgetting, "questions", lambda: (new[:4], old[:4]))
+    command.main(["forgetting", "--json", "--editions", "1", "--epochs", "0.5", "--checks", "2"])
+    result = json.loads(capsys.readouterr().out)
+    for name in ("adamw", "mofo"):
+        assert [c["step"] for c in result[name]["curve"]] == [1, 2]
+    assert "adamw 1" in forgetting.report(result)

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from adapter.demo.almanac import questions
-from adapter.demo.stage import STEERED
+from adapter.demo.stage import STEERED, WEIGHTS
 
 pytestmark = pytest.mark.engine
 
@@ -39,6 +39,19 @@ def test_the_demo_measures_what_it_promises():
     assert low <= result["gap_closed"] <= high
     assert result["calls_per_token"] <= 1.0
     assert result["questions"] == 48
+
+
+def test_another_expert_takes_the_shipped_ones_place():
+    """The anti-expert as its own expert steers nothing."""
+    words = ["--json", "--questions", "8", "--expert", str(WEIGHTS / "antiexpert")]
+    done = subprocess.run(
+        [*COMMAND, *words], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    for age in ("new", "old"):
+        assert result[age]["adapted"] == result[age]["hosted"]
+    assert result["new"]["expert"] <= 0.25
 
 
 def test_there_are_enough_questions():
