@@ -72,7 +72,7 @@ VLLM = {
     "every_step_shown": True,
     "end_visible": True,
     "scoring": "chosen",
-    "text_scoring": "forced",
+    "text_scoring": "echo",
     "streamed_logprobs": True,
     "reports_cached": False,
     "unknown_fields": "ignored",
@@ -114,6 +114,7 @@ async def test_every_capability_of_llamacpp(vocabulary: Vocabulary) -> None:
 
 
 LLAMACPP = {
+    "text_scoring": "forced",
     "appends": False,
     "every_step_shown": False,
     "scoring": "forced",
@@ -143,7 +144,7 @@ async def test_candidates_left_out_in_silence_are_a_limit(look) -> None:
 
 
 def scaled(body: Json, choice: Json) -> None:
-    for shown in choice["logprobs"]["top_logprobs"]:
+    for shown in filter(None, choice["logprobs"]["top_logprobs"]):
         for key in shown:
             shown[key] /= body["temperature"] or 1
 
@@ -162,7 +163,7 @@ def one_hot(body: Json, choice: Json) -> None:
         for key, shown in zip(
             choice["logprobs"]["tokens"], choice["logprobs"]["top_logprobs"], strict=True
         ):
-            for name in shown:
+            for name in shown or ():
                 shown[name] = 0.0 if name == key else -50.0
 
 
@@ -195,7 +196,7 @@ async def test_a_strict_server_names_by_text(look) -> None:
 
 def hide_end(body: Json, choice: Json) -> None:
     shown = choice["logprobs"]
-    for one in shown["top_logprobs"]:
+    for one in filter(None, shown["top_logprobs"]):
         one.pop("token_id:0", None)
     keep = [i for i, key in enumerate(shown["tokens"]) if key != "token_id:0"]
     for name, column in shown.items():
@@ -214,18 +215,19 @@ async def test_streams_without_logprobs(look) -> None:
 
 
 @pytest.mark.parametrize(("left_out", "note"), [(0, ""), (1, "the generated token is left out")])
-async def test_echo(look, vocabulary: Vocabulary, left_out: int, note: str) -> None:
-    def echo(body: Json, choice: Json) -> None:
+async def test_echo(look, left_out: int, note: str) -> None:
+    def cut(body: Json, choice: Json) -> None:
         if body.get("echo"):
-            shown, n = choice["logprobs"], len(vocabulary.encode(body["prompt"].encode()))
-            made = len(shown["tokens"]) - left_out
-            shown["tokens"] = ["a"] * n + shown["tokens"][:made]
-            shown["token_logprobs"] = [None] + [-1.0] * (n - 1) + shown["token_logprobs"][:made]
-            first = [None] + [{"a": -1.0}] * (n - 1)
-            shown["top_logprobs"] = first + shown["top_logprobs"][:made]
+            for name, column in choice["logprobs"].items():
+                choice["logprobs"][name] = column[: len(column) - left_out]
 
-    found = (await look(told=echo)).findings["text_scoring"]
+    found = (await look(told=cut)).findings["text_scoring"]
     assert (found.value, found.note) == ("echo", note)
+
+
+async def test_without_echo_tokens_are_forced(look) -> None:
+    record = await look(asked=lambda b: b | {"echo": False})
+    assert record.value("text_scoring") == "forced"
 
 
 async def test_no_logprobs_is_tier_d(look) -> None:
