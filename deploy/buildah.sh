@@ -19,6 +19,7 @@ clean() {
   kill "${pids[@]}" 2> /dev/null || true
   wait
   umount -R "$root" 2> /dev/null || true
+  "${buildah[@]}" umount --all > /dev/null || true
   rm -rf --one-file-system "$work"
 }
 trap clean EXIT

@@ -125,6 +125,7 @@ def ask(page, prompt: str, **fields: str) -> None:
 def finished(page) -> None:
     page.wait_for_selector(DONE.format("upstream"))
     page.wait_for_selector(DONE.format("steered"))
+    playwright.expect(page.locator("#run")).to_be_enabled()
 
 
 def counters(page, pane: str) -> dict[str, str]:
@@ -256,7 +257,7 @@ def test_an_upstream_that_fails_in_mid_stream_is_told_and_recovered_from(open_pa
                 problem = page.locator(f"#{pane} .problem")
                 assert "no connection to the upstream" in problem.inner_text()
                 assert problem.get_attribute("role") == "alert"
-            assert "not complete" in page.inner_text("#state")
+            playwright.expect(page.locator("#state")).to_contain_text("not complete")
             assert page.locator("#run").is_enabled()
 
             upstream.replies = [Reply(body=classic({"token_id:50": -0.1}))]
@@ -283,7 +284,7 @@ def test_stop_hangs_up(scripted_service, open_page):
     page.click("#stop")
     page.wait_for_selector("#steered[data-state=stopped]")
     assert adapter.cancelled.wait(WAIT / 1000)
-    assert "Stopped" in page.inner_text("#state")
+    playwright.expect(page.locator("#state")).to_contain_text("Stopped")
     adapter.script = HELLO
     ask(page, "p")
     finished(page)
