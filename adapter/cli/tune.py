@@ -118,7 +118,7 @@ def tune(  # noqa: PLR0913 - a command's options are its arguments
     The defaults are the paper's. Killed, the same command goes on from the last checkpoint and
     gives the same weights. What was done is in card.json beside them.
 
-    Examples: adapter tune ./base ./bulletins --out ./experts/news --batch 8 --epochs 3 --rate 1e-3
+    Examples: adapter tune ./base ./bulletins --out ./experts/news --batch 8 --rate 2e-4
 
     adapter tune meta-llama/Llama-3.2-1B chats.jsonl --out ./experts/support --lora
     """
