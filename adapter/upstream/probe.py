@@ -384,10 +384,13 @@ class _Probe:
         self._found("reports_cached", any(seen.cached_tokens is not None for seen in again))
 
     async def _stream(self) -> None:
-        """Proxies drop chunks without text: parts of characters are forced, where all are shown."""
+        """Proxies drop chunks without text: parts of characters are forced, where all are shown.
+
+        Not where they are named by text, though: llama-cpp-python is the worse for it.
+        """
         part, fields = self._part(), dict[str, Any](self._extra, max_tokens=_STREAMED)
-        whole = self._forced is not None and part is not None
-        if whole and self._value("every_step_shown"):
+        told = self._value("every_step_shown") and self._value("named_by") != "text"
+        if told and self._forced is not None and part is not None:
             fields["logit_bias"] = self._bias(part)
         events = await self._asking.stream(self._text, _K, **fields)
         steps = sum(len(event.steps) for event in events if event.shape is not None)
