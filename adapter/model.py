@@ -28,7 +28,7 @@ from adapter.upstream.dialects import connect_known
 from adapter.upstream.lexicon import Lexicon
 from adapter.upstream.probe import MOST_CALLS, probe
 from adapter.upstream.records import Record, assumed, load
-from adapter.upstream.spelling import Spelling, opening
+from adapter.upstream.spelling import Spelling, check_text, opening
 from adapter.upstream.unknown import Spellings, spelt_id
 from cache import Cache, CacheError, Keys, open_cache
 from tokenizer_maps.bridge import Bridge, Clamp, Context, IdentityBridge, make_bridge
@@ -81,7 +81,7 @@ class Model:
     def prefix(self, prompt: Prompt) -> Prefix:
         """The prompt as the upstream is sent it. Raises BadRequest."""
         if self.upstream.capabilities.chats:
-            return Prefix.of(_chat(prompt))
+            return Prefix.of(_chat(prompt, self.vocabulary))
         sent = self._text(prompt) if self._sends_text else self._ids(prompt)
         if not sent:
             raise BadRequest("the prompt is empty, and this model has no token to start from")
@@ -272,14 +272,19 @@ class Model:
         self.pair.close()
 
 
-def _chat(prompt: Prompt) -> Chat:
-    """A chat for an upstream that renders it by itself. Raises BadRequest for any other prompt."""
+def _chat(prompt: Prompt, vocabulary: Vocabulary | None) -> Chat:
+    """A chat for an upstream that renders it by itself.
+
+    Raises BadRequest for any other prompt, and where a message spells a special token.
+    """
     if not isinstance(prompt, Chat):
         raise BadRequest(
             "this model is reached through a chat API, which takes no plain prompt: "
             "use /v1/chat/completions",
             param="prompt",
         )
+    for message in prompt.messages:
+        check_text(message.content, vocabulary, param="messages")
     return prompt
 
 

@@ -14,6 +14,7 @@ from adapter.upstream.answers import finish_of, nats, only_choice, text_of, usab
 from adapter.upstream.capabilities import Capabilities
 from adapter.upstream.completions import EVERY, check_text
 from adapter.upstream.pieces import pieces
+from adapter.upstream.printed import LONGEST, Printed, beginning
 from adapter.upstream.tokens import TokenNames, given
 from adapter.upstream.transport import Endpoint, Transport, Turn
 from adapter.upstream.unknown import SpeltNames
@@ -91,15 +92,19 @@ class ChatSpeaker:
     async def stream(
         self, prompt: str | Chat, said: str, n: int, budget: Allowance, sampled: bool = False
     ) -> AsyncGenerator[Draft, None]:
-        """The same run, a piece for each event."""
+        """The same run, a piece for each event; a whole one where none of the stream is of use."""
         messages = self._messages(prompt, said)
         events = self._transport.stream(messages, self._fields(said, n, sampled), budget)
         run = self._run(said, n)
-        async with aclosing(pieces(events, run, prompt_length(prompt))) as found:
+        printed, came = Printed(run, holds=not sampled), False
+        async with aclosing(pieces(events, run, prompt_length(prompt), printed)) as found:
             async for piece in found:
+                came = came or bool(piece.positions) or piece.finish_reason is not None
                 yield piece
         if run.lost_first:
             yield await self._forced(messages, said, budget)
+        elif not came:
+            yield beginning(await self.ask(prompt, said, min(n, LONGEST), budget))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -175,15 +180,15 @@ class ChatRun:
     @property
     def lost_first(self) -> bool:
         """Whether something was generated, but nothing is known of the first position."""
-        ended = self._finish == "stop" and not self._fresh
+        ended = self._finish == "stop" and not self.text
         return self._loses and not self._drafted and not ended
 
     def read(self, choice: Mapping[str, Any]) -> tuple[Position, ...]:
         """The next positions, up to the first that was not shown."""
         self._finish = finish_of(choice) or self._finish
-        before, self._text = self._fresh, self._text + text_of(choice)
+        before, self._text = self.text, self._text + text_of(choice)
         entries = _entries(choice)
-        if entries is None and self._fresh != before:
+        if entries is None and self.text != before:
             self._miss()
         positions: list[Position] = []
         for entry in entries or ():
@@ -199,7 +204,7 @@ class ChatRun:
         """Why the upstream stopped, None where the run was cut or a position was lost."""
         if self.cut or self.lost_first:
             return None
-        if not self._drafted and (self._finish != "stop" or self._fresh):
+        if not self._drafted and (self._finish != "stop" or self.text):
             raise UpstreamMalformed("the upstream's answer has no token")
         if self._loses and len(self._drafted) != completion_tokens:
             return None
@@ -207,7 +212,7 @@ class ChatRun:
         return self._finish
 
     @property
-    def _fresh(self) -> str:
+    def text(self) -> str:
         """What is new in the text so far; "" while it may still repeat what was said."""
         if self._said.startswith(self._text):
             return ""

@@ -13,6 +13,7 @@ from adapter.upstream.answers import finish_of, logprobs_of, nats, only_choice, 
 from adapter.upstream.capabilities import COMPLETIONS
 from adapter.upstream.names import UNKNOWN, Names, names_of
 from adapter.upstream.pieces import pieces
+from adapter.upstream.printed import LONGEST, Printed, beginning
 from adapter.upstream.tokens import NOT_SPELT, WRONG_TOKENIZER, is_id
 from adapter.upstream.transport import Endpoint, Transport
 from adapter.upstream.upstream import Allowance
@@ -102,13 +103,19 @@ class CompletionsUpstream:
     async def run_stream(
         self, prompt: Sequence[int] | str, n: int, budget: Allowance, sampled: bool = False
     ) -> AsyncGenerator[Draft, None]:
-        """The run behind a prompt in pieces."""
+        """The run behind a prompt in pieces; a whole one where none of the stream is of use."""
         events = self._transport.stream(prompt, self._fields(n, sampled), budget)
         run = CompletionsRun(self._names, self._k, n, sampled)
+        # A prompt of ids may end inside a character, and what is then printed is the server's whim.
+        printed = Printed(run, holds=not sampled) if isinstance(prompt, str) else None
+        came = False
         try:
-            async with aclosing(pieces(events, run, prompt_length(prompt))) as found:
+            async with aclosing(pieces(events, run, prompt_length(prompt), printed)) as found:
                 async for piece in found:
+                    came = came or bool(piece.positions) or piece.finish_reason is not None
                     yield piece
+            if printed is not None and not came:
+                yield beginning(await self.run(prompt, min(n, LONGEST), budget))
         except NamedByText:
             self._sample_no_more()
             yield Draft((), None, Usage(calls=1, prompt_tokens=prompt_length(prompt)))
@@ -208,6 +215,11 @@ class CompletionsRun:
         self._drafted: list[Candidate | None] = []
         self._text = ""
         self._finish: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What is printed so far."""
+        return self._text
 
     def read(self, choice: Mapping[str, Any]) -> tuple[Position, ...]:
         """The next positions; what comes behind the last one wanted cuts the run."""

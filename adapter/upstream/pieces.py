@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from adapter.candidates import Draft, Position, Usage
 from adapter.upstream.answers import only_choice, usage_of
+from adapter.upstream.printed import Printed
 from adapter.upstream.transport import Answer
 
 
@@ -27,11 +28,15 @@ class Run(Protocol):
 
 
 async def pieces(
-    events: AsyncGenerator[Answer, None], run: Run, prompt_tokens: int
+    events: AsyncGenerator[Answer, None],
+    run: Run,
+    prompt_tokens: int,
+    printed: Printed | None = None,
 ) -> AsyncGenerator[Draft, None]:
     """What comes of a run, as it comes; a cut run closes the connection.
 
-    Until the upstream says what it consumed, usage is `prompt_tokens` and one token a position.
+    `printed` holds back what the text does not bear out; the run is cut where it never does. Until
+    the upstream says what it consumed, usage is `prompt_tokens` and one token a position.
     """
     told = owed = Usage()
     said: Usage | None = None
@@ -42,17 +47,21 @@ async def pieces(
             owed += Usage(event.calls, asked, 0, len(positions))
             if event.body.get("usage"):
                 said = usage_of(event.body, (told + owed).calls)
-            if positions:
-                yield Draft(positions, None, owed)
+            settled = positions if printed is None else printed.through(positions)
+            if settled:
+                yield Draft(settled, None, owed)
                 told, owed = told + owed, Usage()
-            if run.cut:
+            if run.cut or (printed is not None and printed.parted):
+                said = None
                 break
-    if run.cut:
-        said = None
     total = told + owed if said is None else said
-    finish = run.finish(total.completion_tokens)
-    if finish is not None or total != told:
-        yield Draft((), finish, total - told)
+    rest: tuple[Position, ...] = ()
+    if printed is not None:
+        rest = printed.rest(None if said is None else said.completion_tokens)
+    lost = printed is not None and printed.parted
+    finish = None if lost else run.finish(total.completion_tokens)
+    if rest or finish is not None or total != told:
+        yield Draft(rest, finish, total - told)
 
 
 def _choice(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -37,6 +37,8 @@ _ALIKE = 0.05
 """Nats up to which two positions are the same, where providers round and batch."""
 _REPLACED = "\ufffd".encode()
 _PARTS_ALIKE = "parts of characters cannot be told apart"
+_STREAMED = 3
+_LOST = "steps without text are left out"
 _NOT_RAW = "at temperature 0 its log-probabilities are not the model's"
 _AS_IDS = {"return_tokens_as_token_ids": True}
 
@@ -382,8 +384,19 @@ class _Probe:
         self._found("reports_cached", any(seen.cached_tokens is not None for seen in again))
 
     async def _stream(self) -> None:
-        events = await self._asking.stream(self._text, _K, **self._extra, max_tokens=3)
-        self._found("streamed_logprobs", any(event.shape is not None for event in events))
+        """Proxies drop chunks without text: parts of characters are forced, where all are shown.
+
+        Not where they are named by text, though: llama-cpp-python is the worse for it.
+        """
+        part, fields = self._part(), dict[str, Any](self._extra, max_tokens=_STREAMED)
+        told = self._value("every_step_shown") and self._value("named_by") != "text"
+        if told and self._forced is not None and part is not None:
+            fields["logit_bias"] = self._bias(part)
+        events = await self._asking.stream(self._text, _K, **fields)
+        steps = sum(len(event.steps) for event in events if event.shape is not None)
+        ended = any(event.finish == "length" for event in events)
+        lost = bool(steps) and ended and "logit_bias" in fields and steps < _STREAMED
+        self._found("streamed_logprobs", steps > 0 and not lost, _LOST if lost else "")
 
     async def _unknown(self) -> None:
         seen = await self._ask(self._text, adapter_probe=True)

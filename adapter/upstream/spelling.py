@@ -140,14 +140,15 @@ def opening_of(prefix: Prefix) -> bytes:
 def check_text(text: str, vocabulary: Vocabulary | None, param: str = "prompt") -> None:
     """Raises BadRequest for a user's text that a server would read a special token in.
 
-    Servers parse special tokens in prompts of text; with an unknown vocabulary nobody can tell.
+    Servers parse special tokens in prompts of text, and many in what a chat's messages say; with
+    an unknown vocabulary nobody can tell.
     """
     specials = () if vocabulary is None else vocabulary.specials
     found = next((name for name in specials if name and name in text), None)
     if found is not None:
         raise BadRequest(
-            f"the text holds {found}, which this upstream would read as its special token: it "
-            "takes prompts as text only; leave it out",
+            f"the text holds {found}, which this upstream may read as its special token: it is "
+            "sent text and no ids; leave it out",
             param=param,
         )
 

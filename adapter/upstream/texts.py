@@ -10,13 +10,11 @@ from adapter.errors import UpstreamCannotContinue, UpstreamMalformed
 from adapter.prefix import Prefix
 from adapter.request import Chat
 from adapter.upstream.capabilities import Capabilities
+from adapter.upstream.printed import LONGEST
 from adapter.upstream.speaker import Speaker
 from adapter.upstream.spelling import Spelling, opening_of
 from adapter.upstream.upstream import Allowance
 from tokenizer_maps.vocabulary import Vocabulary
-
-LONGEST = 4
-"""Tokens in which a character has to be finished, as its bytes are four at most."""
 
 
 class TextUpstream:

@@ -41,7 +41,8 @@ class Habits:
 
     `named`: by true bytes, by what is printed of them, or by ids, asked for or always. `repeats`:
     the answer begins with what it goes on from. `appends`: a sampled token beyond the top k is
-    listed. `loses`: nothing is shown of tokens that end inside a character. `dumb`: no
+    listed. `loses`: nothing is shown of tokens that end inside a character. `drops`: streams are
+    without the chunks that have no text, as LiteLLM's; the last one says how it ended. `dumb`: no
     log-probabilities, in answers or in streams.
     """
 
@@ -53,6 +54,7 @@ class Habits:
     repeats: bool = False
     appends: bool = False
     loses: bool = False
+    drops: bool = False
     dumb: Literal["no", "always", "streams"] = "no"
 
 
@@ -137,7 +139,7 @@ class ChatServer:
         opening = {"role": "assistant", "content": (said or "") * self.habits.repeats}
         yield _chunk([_delta(opening, None, None)])
         done: list[Any] = []
-        told, finish = "", None
+        told, finish, shown = "", None, None
         for step in run:
             done.append(step)
             finish, text = step[2], self._text(done)
@@ -147,9 +149,10 @@ class ChatServer:
             shown = {"content": entries, "refusal": None} if entries else None
             if self.habits.dumb != "no":
                 shown = None
-            if shown or new:
+            if new or (shown and not self.habits.drops):
                 yield _chunk([_delta({"content": new}, shown, None)])
-        yield _chunk([_delta({}, None, finish)])
+                shown = None
+        yield _chunk([_delta({}, shown, finish)])
         if (body.get("stream_options") or {}).get("include_usage"):
             yield _chunk([], usage=_usage(read, len(done)))
         yield "data: [DONE]\n\n"

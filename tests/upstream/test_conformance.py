@@ -7,6 +7,7 @@ import pytest
 
 from adapter.budget import Budget
 from adapter.candidates import END, Draft, Position
+from adapter.errors import UpstreamMalformed
 from adapter.prefix import Prefix
 from adapter.upstream import Upstream
 from adapter.upstream.probe import MOST_CALLS
@@ -33,6 +34,19 @@ def assert_alike(one: Position, other: Position, served: Served) -> None:
             assert value == pytest.approx(there.get(token, floor), abs=served.close)
 
 
+async def shown(served: Served, prefix: Prefix, k: int, n: int) -> tuple[Position, ...]:
+    """The positions of a draft; none where the server prints all of a position alike."""
+    upstream = served.connect(k)
+    try:
+        return (await upstream.draft(prefix, n, Budget(3))).positions
+    except UpstreamMalformed:
+        if served.record.value("named_by") != "text":
+            raise
+        return ()
+    finally:
+        await upstream.close()
+
+
 async def alone(upstream: Upstream, prefix: Prefix) -> Position:
     (position, *_) = (await upstream.draft(prefix, 1, Budget(3))).positions
     return position
@@ -56,15 +70,15 @@ async def test_candidates_are_the_vocabularys(served: Served, upstream: Upstream
 
 @pytest.mark.parametrize("k", [1, 2, 5, 20])
 async def test_k_is_granted_and_never_exceeded(served: Served, k: int) -> None:
-    granted = min(k, served.record.value("k_limit"))
-    upstream = served.connect(k)
+    granted, seen = min(k, served.record.value("k_limit")), 0
     for prefix in prefixes(served):
-        for position in (await upstream.draft(prefix, 4, Budget(3))).positions:
-            count = len(position.candidates)
+        for position in await shown(served, prefix, k, 4):
+            count, seen = len(position.candidates), seen + 1
             assert count <= granted
             # What prints alike cannot be told apart.
             assert count == granted or served.record.value("named_by") == "text"
-    await upstream.close()
+    if not seen:
+        pytest.skip(f"it names tokens by their text, and the best {k} are all printed alike")
 
 
 async def test_what_is_hidden_is_bounded(served: Served, upstream: Upstream) -> None:
@@ -101,8 +115,10 @@ async def test_a_stream_is_the_draft(served: Served, upstream: Upstream) -> None
         async with aclosing(upstream.stream(prefix, 6, Budget(3))) as pieces:
             drafts: list[Draft] = [piece async for piece in pieces]
         streamed = [position for draft in drafts for position in draft.positions]
-        assert len(streamed) == len(whole.positions) > 0
-        for one, other in zip(streamed, whole.positions, strict=True):
+        assert 0 < len(streamed) <= len(whole.positions)
+        # Of texts and chats, what is never printed cannot be told from what is left out.
+        assert len(streamed) == len(whole.positions) or upstream.capabilities.continues != "ids"
+        for one, other in zip(streamed, whole.positions, strict=False):
             assert_alike(one, other, served)
 
 

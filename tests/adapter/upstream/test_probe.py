@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -292,6 +293,13 @@ async def test_chats_without_logprobs_are_tier_d(vocabulary: Vocabulary) -> None
 async def test_chats_whose_streams_have_none_are_not_streamed(vocabulary: Vocabulary) -> None:
     record = await looked(Habits(dumb="streams"), vocabulary)
     assert (record.api, record.value("streamed_logprobs")) == ("chat", False)
+    assert not record.narrow(CHAT).streams
+
+
+async def test_streams_that_leave_out_steps_are_not_used(vocabulary: Vocabulary) -> None:
+    record = await looked(replace(VLLM_CHAT, drops=True), vocabulary)
+    assert record.findings["streamed_logprobs"].value is False
+    assert "left out" in record.findings["streamed_logprobs"].note
     assert not record.narrow(CHAT).streams
 
 
