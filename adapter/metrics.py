@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from adapter.candidates import Ending, Step
 from adapter.decoding import Pace
+from adapter.errors import AdapterError
 from adapter.price import NANO
 from adapter.upstream.lookups import Lookups, outcome
 from cache import Cache
@@ -40,6 +41,12 @@ class Metrics:
             self.registry.register(_Failures(cache))
         self._money = self._counter("upstream_money", "Money spent, in the prices' currency.")
         self._refusals = self._counter("budget_refusals", "Calls no cap allowed.", "cap")
+        self._turned_away = Counter(
+            "adapter_refusals",
+            "Requests without a known key or beyond a limit, by the error's code.",
+            ["code"],
+            registry=self.registry,
+        )
         for name, text in _PACE.items():
             gauge = Gauge(f"adapter_lookahead_{name}", text, ["model"], registry=self.registry)
             for model, pace in paces.items():
@@ -56,6 +63,10 @@ class Metrics:
         """A choice is finished; one that had all from its request's others counts nowhere."""
         if lookups.hits or lookups.misses:
             self._results.labels(model, outcome([lookups])).inc()
+
+    def refused(self, error: AdapterError) -> None:
+        """A request got no further than the door."""
+        self._turned_away.labels(error.code).inc()
 
     def ledger(self, model: str) -> "ModelLedger":
         """Where a request's budget reports to."""

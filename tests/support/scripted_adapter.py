@@ -12,6 +12,7 @@ from adapter.budget import Budget
 from adapter.candidates import END, Alternative, Ending, Step, Usage
 from adapter.errors import ModelNotFound
 from adapter.local import InProcess
+from adapter.metrics import Metrics
 from adapter.request import Request
 from adapter.settings import KeySettings, LimitSettings
 from adapter.upstream.lookups import Lookups
@@ -84,6 +85,7 @@ class ScriptedAdapter:
 
     models: tuple[str, ...] = ("m", "org/other")
     limits = LimitSettings(top_logprobs=5, max_tokens=100)
+    metrics: Metrics = field(default_factory=lambda: Metrics({}))
 
     def budget(self, model: str, prompts: int = 1, key: KeySettings | None = None) -> Budget:
         return Budget(prompts)
