@@ -118,6 +118,8 @@ class Adapter:
             check_scorable(model, self.limits.forced_scoring)
         prefix = model.prefix(request.prompt)
         steered = alpha != 0.0 or request.trace != "off"
+        if request.echo == "scores" and steered:
+            self._check_echo(prefix)
         contexts = model.contexts(request.prompt, tuple(weights)) if steered else {}
         model.check_window(contexts, request.sampling.max_tokens)
         seed = request.sampling.seed
@@ -215,6 +217,15 @@ class Adapter:
         if key is not None and key.money_per_day is not None:
             own = self._totals.of(f"key {key.name}", nanos(key.money_per_day))
             yield "keys.money_per_day", own
+
+    def _check_echo(self, prefix: Prefix) -> None:
+        if len(prefix.ids) > self.limits.echo_tokens:
+            raise BadRequest(
+                f"the prompt has {len(prefix.ids)} tokens, and with echo and logprobs up to "
+                f"{self.limits.echo_tokens} can be scored as steered (limits.echo_tokens); send a "
+                "shorter one, or score it with steering.alpha 0",
+                param="prompt",
+            )
 
     def _check(
         self, request: Request, model: Model, alpha: float, weights: Mapping[str, float]

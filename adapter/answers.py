@@ -51,7 +51,8 @@ class Answer:
 class Score:
     """How likely a text is as adapted: a Step for each token but the first, which nothing precedes.
 
-    Of a step of status `truncated` hidden tokens may have moved the log-probability.
+    Of a step of status `truncated` hidden tokens may have moved the log-probability; its `bounds`
+    tell how far.
     """
 
     text: str

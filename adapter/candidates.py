@@ -110,7 +110,8 @@ class Step:
     `rank` is the token's place among the upstream's candidates (0 = its favourite, None = it was
     not shown); `status` certified | expanded | truncated; `text` what this step released to the
     reader, "" while a character or a possible stop string is still open; `shown` the best
-    candidates where asked for.
+    candidates where asked for. `bounds`: of a token that is given, the least and the most that its
+    `logprob` can be, whatever the hidden tokens are; −∞ where nothing bounds them.
     """
 
     token: bytes
@@ -124,6 +125,7 @@ class Step:
     special: str | None = None
     text: str = ""
     shown: tuple[Alternative, ...] = ()
+    bounds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

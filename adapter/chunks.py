@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -115,7 +116,12 @@ def _step(data: Mapping[str, Any]) -> Step:
         source=data["source"],
         special=_special(data),
         shown=tuple(_alternative(shown) for shown in data.get("candidates", ())),
+        bounds=_bounds(*data["bounds"]) if "bounds" in data else None,
     )
+
+
+def _bounds(least: float | None, most: float) -> tuple[float, float]:
+    return -math.inf if least is None else least, most
 
 
 def _alternative(data: Mapping[str, Any]) -> Alternative:

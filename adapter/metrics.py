@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from adapter import stages
 from adapter.candidates import Ending, Step
 from adapter.decoding import Pace
+from adapter.errors import AdapterError
 from adapter.price import NANO
 from adapter.stages import Stage
 from adapter.upstream.lookups import Lookups, outcome
@@ -64,6 +65,12 @@ class Metrics:
             buckets=_BATCHES,
             registry=self.registry,
         )
+        self._turned_away = Counter(
+            "adapter_refusals",
+            "Requests without a known key or beyond a limit, by the error's code.",
+            ["code"],
+            registry=self.registry,
+        )
         for name, text in _PACE.items():
             gauge = Gauge(f"adapter_lookahead_{name}", text, ["model"], registry=self.registry)
             for model, pace in paces.items():
@@ -88,6 +95,10 @@ class Metrics:
     def took(self, model: str, stage: Stage, seconds: float) -> None:
         """A stage of a request is over."""
         self._stages.labels(model, stage).observe(seconds)
+
+    def refused(self, error: AdapterError) -> None:
+        """A request got no further than the door."""
+        self._turned_away.labels(error.code).inc()
 
     def ledger(self, model: str) -> "ModelLedger":
         """Where a request's budget reports to."""

@@ -234,8 +234,12 @@ class Model:
         own = None if self.vocabulary is None else self.vocabulary.chat_template
         source = self.templates.upstream or own
         if source is None:
+            chats = self.upstream.capabilities.chats
             raise BadRequest(
-                "this model has no chat template; use /v1/completions, or have the operator "
+                "the pair of this model has no chat template: have the operator set "
+                "templates.expert"
+                if chats
+                else "this model has no chat template; use /v1/completions, or have the operator "
                 "set templates.upstream",
                 param="messages",
             )

@@ -294,7 +294,8 @@ class LimitSettings(Section):
 
     Money is in the currency of the prices; `calls_per_request` counts for each prompt.
     `forced_scoring`: whether `echo` with `logprobs` may take a call a token or more, where the
-    upstream cannot score a text in one.
+    upstream cannot score a text in one. `echo_tokens` of a prompt are scored at most where they are
+    steered: the pair then reads its whole vocabulary behind each of them.
     """
 
     alpha: Annotated[tuple[float, float], AfterValidator(_increasing)] = (0.0, 4.0)
@@ -302,6 +303,7 @@ class LimitSettings(Section):
     top_logprobs: int = Field(default=20, ge=0)
     calls_per_request: int = Field(default=512, ge=1)
     forced_scoring: bool = False
+    echo_tokens: int = Field(default=4096, ge=1)
     money_per_request: float | None = Field(default=None, gt=0)
     money_per_day: float | None = Field(default=None, gt=0)
 

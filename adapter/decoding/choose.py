@@ -69,8 +69,8 @@ class _Choosing:
         """See the position like this from now on."""
         influence = self._generation.influence
         reader, alpha = influence.reader, influence.alpha
-        hideable = influence.lexicon.hideable
-        moved = reader is not None and alpha and position.hidden > 0.0
+        hideable = influence.lexicon.hideable  # None: nobody can list what is hidden
+        moved = hideable is not None and alpha and position.hidden > 0.0
         whole = await reader.whole(self._prefix.generated) if reader and moved else None
         imputed = whole if influence.impute else None
         margin = self._upstream.capabilities.margin * len(position.candidates)

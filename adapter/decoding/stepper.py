@@ -114,7 +114,7 @@ class Stepper:
     async def given(self, position: Position, offsets: Offsets, where: Where) -> Step:
         """The step of a token that is given: `position.drafted`, which is among the candidates.
 
-        `certified` where hidden tokens have a negligible share.
+        `certified` where hidden tokens have a negligible share, which `bounds` tells.
         """
         whole = await self._whole(position, where)
         view = self._view(position, offsets, whole, where)
@@ -122,7 +122,9 @@ class Stepper:
             raise ValueError("no token is given")
         step = self._step(view, _drafted(view.adapted), position.drafted, where)
         status = "certified" if view.certificate.certified else "truncated"
-        return replace(step, status=status)
+        own = (step.logprob, step.logprob)
+        bounds = _bounds(view) if self._generation.influence.alpha else own
+        return replace(step, status=status, bounds=bounds)
 
     async def _whole(self, position: Position, where: Where) -> Whole | None:
         """The pair's view of what is hidden, where that moves anything."""
@@ -249,6 +251,19 @@ class Stepper:
             for entry, candidate in named
             if candidate is not None
         )
+
+
+def _bounds(view: "_View") -> tuple[float, float]:
+    """The least and the most that the log-probability of a given token can be.
+
+    Its score is exact; the hidden part of the norm is between nothing and the certificate's share.
+    """
+    adapted, share = view.adapted, view.certificate.hidden_max
+    shown = log_sum(adapted.scores[: len(adapted.position.candidates)])
+    most = float(adapted.scores[_drafted(adapted)]) - shown
+    if share is None or share >= 1.0:
+        return -math.inf, most
+    return most + math.log1p(-share), most
 
 
 def _drafted(adapted: Adapted) -> int:

@@ -57,9 +57,10 @@ def create_app(adapter: "Adapter", settings: Settings) -> FastAPI:
     app = FastAPI(
         lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
+    most, refused = settings.service.max_concurrency, adapter.metrics.refused
     # From the inside out: each one needs what those around it have found.
-    app.add_middleware(Limits, max_concurrency=settings.service.max_concurrency)
-    app.add_middleware(Auth, keys=settings.keys)
+    app.add_middleware(Limits, max_concurrency=most, refused=refused)
+    app.add_middleware(Auth, keys=settings.keys, refused=refused)
     app.add_middleware(Observed, metrics=adapter.metrics, models=adapter.models)
     app.add_middleware(RequestId)
     app.add_exception_handler(AdapterError, _refused)

@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,11 +19,18 @@ OPEN = frozenset({"/healthz", "/readyz", "/"})
 class Auth:
     """Pure ASGI: lets requests with a known key pass; it is then the request's `state.key`.
 
-    Whatever it does not know is refused, unknown paths too. Without keys all requests pass.
+    Whatever it does not know is refused, unknown paths too, and told to `refused`. Without keys all
+    requests pass.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[KeySettings]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Sequence[KeySettings],
+        refused: Callable[[AdapterError], None],
+    ) -> None:
         self._app = app
+        self._refused = refused
         self._keys = tuple((key, bytes.fromhex(key.sha256)) for key in keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,6 +42,7 @@ class Auth:
             try:
                 state["key"] = self._known(bearer(scope["headers"]))
             except InvalidKey as error:
+                self._refused(error)
                 return await refuse(error, scope, receive, send)
         return await self._app(scope, receive, send)
 

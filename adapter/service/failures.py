@@ -12,6 +12,7 @@ from adapter.errors import (
     AdapterError,
     BadRequest,
     LimitReached,
+    MoneyExceeded,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
@@ -59,8 +60,11 @@ def _http_failure(error: HTTPException) -> Failure:
 
 
 def _retry_header(error: AdapterError) -> dict[str, str]:
-    """OpenAI's SDK repeats 429 and 5xx by itself; a repeat that cannot help costs money."""
-    if error.status < 429:
+    """OpenAI's SDK repeats 429 and 5xx by itself; a repeat that cannot help costs money.
+
+    No money is left for a 402: that is said to clients that repeat whatever they can.
+    """
+    if error.status < 429 and not isinstance(error, MoneyExceeded):
         return {}
     told = {"x-should-retry": "true" if isinstance(error, _TRANSIENT) else "false"}
     if isinstance(error, LimitReached | UpstreamUnavailable) and error.retry_after is not None:

@@ -6,7 +6,7 @@ Counted in this process alone: replicas each allow as much.
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from limits import RateLimitItemPerMinute
@@ -14,7 +14,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from adapter.errors import LimitReached
+from adapter.errors import AdapterError, LimitReached
 from adapter.service.auth import OPEN, refuse
 from adapter.settings import KeySettings
 
@@ -22,11 +22,15 @@ from adapter.settings import KeySettings
 class Limits:
     """Pure ASGI: holds requests to `service.max_concurrency` and to the limits of their key.
 
-    A request counts until its answer is sent, a stream until its end. Needs `state.key`.
+    A request counts until its answer is sent, a stream until its end; `refused` is told of the
+    others. Needs `state.key`.
     """
 
-    def __init__(self, app: ASGIApp, max_concurrency: int) -> None:
+    def __init__(
+        self, app: ASGIApp, max_concurrency: int, refused: Callable[[AdapterError], None]
+    ) -> None:
         self._app = app
+        self._refused = refused
         self._most = max_concurrency
         self._running: Counter[str | None] = Counter()
         self._rates = MovingWindowRateLimiter(MemoryStorage())
@@ -38,6 +42,7 @@ class Limits:
             with self._admitted(scope["state"]["key"]):
                 await self._app(scope, receive, send)
         except LimitReached as error:
+            self._refused(error)
             await refuse(error, scope, receive, send)
 
     @contextmanager

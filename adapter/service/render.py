@@ -3,6 +3,7 @@
 All log-probabilities are the adapted ones; the upstream's own are in the trace.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,8 +109,14 @@ def trace_step(step: Step, trace: Trace) -> Json:
         "status": step.status,
         "flags": sorted(step.flags),
         "source": step.source,
+        **({"bounds": [_number(bound) for bound in step.bounds]} if step.bounds else {}),
         **(shown if trace == "candidates" else {}),
     }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def _trace_candidate(candidate: Alternative) -> Json:

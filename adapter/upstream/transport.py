@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
-import httpx
+import httpx2
 import openai
 
 from adapter.candidates import Usage
@@ -56,7 +56,7 @@ logging.getLogger("openai").setLevel(logging.INFO)
 Events = AsyncGenerator[Mapping[str, Any], None]
 _STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 _DONE = b"[DONE]"
-_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout)
+_UNSENT = (httpx2.ConnectError, httpx2.ConnectTimeout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Endpoint:
     @property
     def host(self) -> str:
         """Host and port, without path or credentials."""
-        return httpx.URL(self.base_url).netloc.decode("ascii")
+        return httpx2.URL(self.base_url).netloc.decode("ascii")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,17 +157,18 @@ class Transport:
         connect: float = _CONNECT,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        http = httpx.AsyncClient(
+        # Not httpx: its pool takes three times as long as soon as 32 calls are under way.
+        http = httpx2.AsyncClient(
             trust_env=False,
             follow_redirects=False,
-            limits=httpx.Limits(
+            limits=httpx2.Limits(
                 max_connections=None,  # `_room` bounds them
                 max_keepalive_connections=endpoint.max_concurrency,
                 keepalive_expiry=30.0,
             ),
-            timeout=httpx.Timeout(endpoint.timeout, connect=min(connect, endpoint.timeout)),
+            timeout=httpx2.Timeout(endpoint.timeout, connect=min(connect, endpoint.timeout)),
         )
-        # The SDK's annotation names httpx2 from version 3 on; it takes httpx clients as well.
+        # Version 2 of the SDK names httpx in its annotation; it takes clients of httpx2 as well.
         self._sdk = openai.AsyncOpenAI(
             base_url=endpoint.base_url,
             api_key=endpoint.api_key or "none",
@@ -229,9 +230,9 @@ class Transport:
             try:
                 async with self._by(until):
                     body = self._object(b"".join([chunk async for chunk in chunks]))
-            except httpx.TimeoutException:
+            except httpx2.TimeoutException:
                 raise self._late() from None
-            except httpx.HTTPError:
+            except httpx2.HTTPError:
                 raise self._lost() from None
             usage = consumed(body)
             if usage is not None:
@@ -328,24 +329,25 @@ class Transport:
                 if body.get("error"):
                     raise self._said(_status(body["error"]), body)
                 yield body
-        except httpx.TimeoutException:
+        except httpx2.TimeoutException:
             raise self._late() from None
-        except httpx.HTTPError:
+        except httpx2.HTTPError:
             raise self._lost() from None
         raise self._lost()
 
     def _stage(self, question: _Question) -> AbstractContextManager[Any]:
         """One attempt, timed; its span says whom was asked for how much, and nothing of what."""
-        url = httpx.URL(self._endpoint.base_url)
+        url = httpx2.URL(self._endpoint.base_url)
+        operation = "chat" if question.chat else "text_completion"
         attributes: dict[str, str | int] = {
-            "gen_ai.operation.name": "text_completion",
+            "gen_ai.operation.name": operation,
             "gen_ai.request.model": self._endpoint.model,
             "gen_ai.request.max_tokens": question.tokens,
             "server.address": url.host,
         }
         if url.port is not None:
             attributes["server.port"] = url.port
-        return stage("upstream", f"text_completion {self._endpoint.model}", attributes)
+        return stage("upstream", f"{operation} {self._endpoint.model}", attributes)
 
     def _deadline(self) -> float:
         return time.monotonic() + self._endpoint.timeout
@@ -388,7 +390,7 @@ class Transport:
         return Busy(message, retry_after=wait or None, crowded=status == 429)
 
     def _broken(self, error: openai.APIConnectionError) -> UpstreamTimeout | Busy:
-        connecting = isinstance(error.__cause__, httpx.ConnectTimeout)
+        connecting = isinstance(error.__cause__, httpx2.ConnectTimeout)
         if isinstance(error, openai.APITimeoutError) and not connecting:
             return self._late()
         return self._lost()
@@ -412,7 +414,7 @@ class Transport:
 
 async def _drain(chunks: AsyncIterator[bytes]) -> None:
     """Read to the end, so that the connection can be used again, if the end is near."""
-    with suppress(TimeoutError, httpx.HTTPError, UpstreamMalformed):
+    with suppress(TimeoutError, httpx2.HTTPError, UpstreamMalformed):
         async with asyncio.timeout(_END):
             async for _ in chunks:
                 pass

@@ -89,6 +89,46 @@ async def test_with_the_whole_vocabulary_shown_a_text_is_scored_by_equation_1(bu
     assert (ending.finish_reason, ending.usage.calls) == ("length", 1)
 
 
+@pytest.mark.parametrize("k", [1, 5, 20])
+async def test_the_true_number_lies_within_the_bounds(build, twin, k):
+    """Of random texts, where the pair moves much and k entries show little."""
+    adapter = build(top_logprobs=k, pair={"dtype": "float64"})
+    random = np.random.default_rng(k)
+    told, size = [], len(adapter._models["tiny"].vocabulary.tokens)
+    for alpha in (0.5, 1.0, 2.0) * 4:
+        ids = tuple(random.integers(8, min(size, 500), 90).tolist())
+        echo, _, _ = await echoed(adapter, ids, alpha=alpha)
+        rows = twin(ids, alpha)
+        told += [(step, rows[j][ids[j + 1]]) for j, step in enumerate(echo.steps)]
+    assert len(told) >= 1000
+    for step, exact in told:
+        least, most = step.bounds
+        assert least - 1e-5 <= exact <= most + 1e-5  # a float32 server
+        assert least - 1e-9 <= step.logprob <= most + 1e-9
+    assert all(math.isfinite(step.bounds[0]) for step, _ in told)
+    assert any(step.bounds[1] - step.bounds[0] > 0.01 for step, _ in told)
+
+
+async def test_bounds_where_nothing_is_hidden_nothing_moves_or_nothing_is_known(build):
+    for alpha, more in ((0.0, {"top_logprobs": 1}), (2.0, {"top_logprobs": 10**6})):
+        echo, _, _ = await echoed(build(**more), alpha=alpha)
+        for step in echo.steps:
+            assert step.bounds == pytest.approx((step.logprob, step.logprob), abs=1e-3)
+    echo, _, _ = await echoed(build(top_logprobs=5, tail="zero"), alpha=2.0)
+    assert {step.bounds[0] for step in echo.steps} == {-math.inf}
+    assert all(step.logprob <= step.bounds[1] < 0.0 for step in echo.steps)
+
+
+async def test_a_long_text_is_not_scored_as_steered(build, server):
+    adapter, before = build(limits={"echo_tokens": 20}), len(server.requests)
+    with pytest.raises(BadRequest, match=r"up to 20 .*limits\.echo_tokens") as error:
+        await echoed(adapter, tuple(range(50, 71)), alpha=1.0)
+    assert (error.value.param, len(server.requests)) == ("prompt", before)
+    for ids, more in ((range(50, 70), {"alpha": 1.0}), (range(50, 71), {"trace": "off"})):
+        echo, _, _ = await echoed(adapter, tuple(ids), **{"alpha": 0.0} | more)
+        assert len(echo.steps) == len(ids) - 1
+
+
 @pytest.mark.parametrize("other", [False, True], ids=["identity", "bridged"])
 async def test_a_given_token_has_the_numbers_it_has_when_it_is_generated(build, other):
     """The greedy answer, scored as a text: position by position the same."""

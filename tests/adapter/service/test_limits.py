@@ -167,3 +167,15 @@ def test_a_body_that_does_not_come_gives_its_place_back(settings, monkeypatch):
             assert answer.status == 408
             assert json.loads(answer.read())["error"]["code"] == "timeout"
         assert ask(address).status_code == 200
+
+
+def test_who_is_turned_away_is_counted(settings):
+    """By what the answer says, not by who asked: labels stay few."""
+    adapter = ScriptedAdapter()
+    changes = {"keys": [key_settings("a", KEY, per_minute=2)]}
+    with serving(create_app(adapter, settings.model_copy(update=changes))) as address:
+        answers = [ask(address, key).status_code for key in (KEY, KEY, KEY, OTHER, "x", None)]
+    assert answers == [200, 200, 429, 401, 401, 401]
+    samples = [s for family in adapter.metrics.registry.collect() for s in family.samples]
+    counts = {s.labels["code"]: s.value for s in samples if s.name == "adapter_refusals_total"}
+    assert counts == {"rate_limit_exceeded": 1, "invalid_api_key": 3}

@@ -10,6 +10,7 @@ import pytest
 from adapter.errors import (
     BudgetExceeded,
     ContextTooLong,
+    MoneyExceeded,
     PairError,
     UpstreamError,
     UpstreamMalformed,
@@ -98,6 +99,7 @@ def test_bad_requests_reach_the_official_client_as_such(hello):
     [
         (ContextTooLong("long", param="prompt"), 400, None),
         (BudgetExceeded("over"), 429, "false"),
+        (MoneyExceeded("over"), 402, "false"),
         (UpstreamError("failed"), 502, "false"),
         (UpstreamRefused("wrong key"), 502, "false"),
         (UpstreamMalformed("odd"), 502, "false"),
