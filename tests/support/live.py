@@ -44,6 +44,7 @@ def started(command: list[str], health: str, settings: dict[str, str] | None = N
                 process.wait(30)
             with contextlib.suppress(ProcessLookupError):  # what it started may outlive it
                 os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _wait(url: str, process: subprocess.Popen, log) -> None:
