@@ -215,7 +215,7 @@ BAD = [
     ("models.m.upstream.base_url", "ftp://example.com", "models.m.upstream.base_url: must be"),
     ("models.m.upstream.base_url", "http://u:canary-7Q@h", "models.m.upstream.base_url: must not"),
     ("models.m.upstream.model", "", "models.m.upstream.model: "),
-    ("models.m.upstream.api", "chat", "models.m.upstream.api: "),
+    ("models.m.upstream.api", "responses", "models.m.upstream.api: "),
     ("models.m.upstream.api_key_env", "canary-7Q", "models.m.upstream.api_key_env: must be the na"),
     ("models.m.upstream.tokenizer", "gpt2", "models.m.upstream.tokenizer: must be hf:PATH"),
     ("models.m.upstream.tokenizer", "hf:none", "models.m.upstream.tokenizer: there is no file"),
