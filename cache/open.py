@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from cache.link import RedisLink
 
 _LONGER = ("sqlite://", "redis://", "rediss://")
+_BLOCK = 0.05
+"""Seconds to wait for a block of a total; longer than for entries, one not answered is lost."""
+
 _KNOWN = "memory://, sqlite:///FILE, redis://HOST, rediss://HOST or none"
 
 
@@ -40,7 +43,7 @@ def open_cache(url: str, size: int, ttl: float) -> Cache | None:
         return near
     if scheme == "sqlite":
         return TieredCache(near, SqliteCache(_file(url), size, ttl))
-    return TieredCache(near, RedisCache(_link(url, "cache"), ttl))
+    return TieredCache(near, RedisCache(_link()(url, "cache"), ttl))
 
 
 class Totals:
@@ -70,13 +73,13 @@ def open_totals(url: str) -> Totals:
     Raises CacheError.
     """
     redis = _scheme(url) in ("redis", "rediss")
-    return Totals(_link(url, "totals") if redis else None)
+    return Totals(_link()(url, "totals", deadline=_BLOCK) if redis else None)
 
 
-def _link(url: str, purpose: str) -> "RedisLink":
+def _link() -> "type[RedisLink]":
     from cache.link import RedisLink  # 80 ms that only those with a Redis should pay
 
-    return RedisLink(url, purpose)
+    return RedisLink
 
 
 def _scheme(url: str) -> str:

@@ -13,7 +13,7 @@ _PREFIX = "adapter:cache:"
 class RedisCache:
     """Entries that Redis drops after `ttl` seconds, and by its own maxmemory-policy.
 
-    No call fails and none takes longer than 50 ms: without an answer a `get` is a miss and a
+    No call fails and none waits longer than 35 ms: without an answer a `get` is a miss and a
     `put` does nothing.
     """
 
