@@ -186,6 +186,7 @@ class ServiceStopping(AdapterError):
 
     status = 503
     code = "service_stopping"
+    retry_after = 1.0
 
 
 class ServiceError(AdapterError):

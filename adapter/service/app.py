@@ -108,7 +108,7 @@ class GenerationRoutes:
             return await unless_gone(request.receive, work, budget.stop)
         except (ClientGone, ClientDisconnect):
             return Response(status_code=CLIENT_GONE)
-        except Exception as error:  # noqa: BLE001 - the edge: everything becomes an answer
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - an answer to all
             return _refused(request, error)
 
     async def _generate(
@@ -161,7 +161,7 @@ class TokenizerRoutes:
             return JSONResponse(await asyncio.to_thread(answer, await _body(request)))
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
-        except Exception as error:  # noqa: BLE001 - as for generation
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - as for generation
             return _refused(request, error)
 
 
@@ -210,7 +210,7 @@ def _headers(answering: Answering) -> dict[str, str]:
     return {"x-steering": steering, "x-cache": outcome(answering.lookups)}
 
 
-def _refused(request: Request, error: Exception) -> Response:
+def _refused(request: Request, error: Exception | asyncio.CancelledError) -> Response:
     told = failure(error, request.state.request_id)
     return JSONResponse(told.body, told.status, headers=told.headers)
 

@@ -1,5 +1,6 @@
 """What a client is told about a failure: status, body in OpenAI's shape, and whether to retry."""
 
+import asyncio
 import logging
 import math
 import traceback
@@ -13,13 +14,15 @@ from adapter.errors import (
     BadRequest,
     LimitReached,
     MoneyExceeded,
+    ServiceStopping,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
 
 _LOG = logging.getLogger("adapter.service")
-_TRANSIENT = (LimitReached, UpstreamUnavailable, UpstreamTimeout)
+_TRANSIENT = (LimitReached, ServiceStopping, UpstreamUnavailable, UpstreamTimeout)
 _UNEXPECTED = AdapterError("the service met an error of its own; its log says which")
+_STOPPING = ServiceStopping("the service stops, and this answer is not whole; ask again")
 _CODES = {
     404: "unknown_url",
     405: "method_not_allowed",
@@ -38,10 +41,15 @@ class Failure:
     headers: dict[str, str]
 
 
-def failure(error: Exception, request_id: str) -> Failure:
-    """Any exception as an answer; server-side failures are logged, without values or user text."""
+def failure(error: Exception | asyncio.CancelledError, request_id: str) -> Failure:
+    """Any exception as an answer; server-side failures are logged, without values or user text.
+
+    Only a server that stops cancels a request that somebody still waits for.
+    """
     if isinstance(error, HTTPException):
         return _http_failure(error)
+    if isinstance(error, asyncio.CancelledError):
+        error = _STOPPING
     known = error if isinstance(error, AdapterError) else _UNEXPECTED
     named = {"request_id": request_id}
     if known is _UNEXPECTED:
@@ -67,7 +75,7 @@ def _retry_header(error: AdapterError) -> dict[str, str]:
     if error.status < 429 and not isinstance(error, MoneyExceeded):
         return {}
     told = {"x-should-retry": "true" if isinstance(error, _TRANSIENT) else "false"}
-    if isinstance(error, LimitReached | UpstreamUnavailable) and error.retry_after is not None:
+    if error.retry_after is not None:
         told["retry-after"] = str(math.ceil(error.retry_after))
         told["retry-after-ms"] = str(math.ceil(1e3 * error.retry_after))
     return told

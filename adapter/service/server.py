@@ -1,5 +1,6 @@
 """The web server that runs the service: uvicorn, with our logs."""
 
+import asyncio
 import json
 import logging
 import socket
@@ -13,7 +14,10 @@ from adapter.settings import LogSettings
 from adapter.stages import request_id
 
 _LAST_ANSWERS = 20
-"""Seconds that running answers have when the server is told to stop; then streams are ended."""
+"""Seconds that running answers have when the server is told to stop; then they are cancelled."""
+
+_LAST_WORDS = 5.0
+"""Seconds that those have to tell their clients, before the loop ends with all that is in it."""
 
 
 class Server(uvicorn.Server):
@@ -35,6 +39,11 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started and sockets:
             self._say(f"adapter listens on {address(sockets[0])}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.server_state.tasks and not self.force_exit:
+            await asyncio.wait(self.server_state.tasks, timeout=_LAST_WORDS)
 
 
 def address(listening: socket.socket) -> str:

@@ -9,15 +9,12 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from adapter.errors import ServiceStopping
 from adapter.service.disconnect import ClientGone, unless_gone
 from adapter.service.failures import failure
 from adapter.service.parts import Part, Tally
 from adapter.service.render import Dialect, Envelope, Json, View, usage
 
 DONE = b"data: [DONE]\n\n"
-
-_STOPPING = ServiceStopping("the service stops, and this answer is not whole; ask again")
 
 
 def event(data: Mapping[str, Any]) -> bytes:
@@ -90,6 +87,6 @@ class EventStream(StreamingResponse):
                 await unless_gone(receive, self.stream_response(send), self._stop)
             except ClientGone:
                 return
-            except asyncio.CancelledError:
-                last = event(_STOPPING.body())
+            except asyncio.CancelledError as error:
+                last = event(failure(error, scope["state"]["request_id"]).body)
                 await send({"type": "http.response.body", "body": last, "more_body": False})

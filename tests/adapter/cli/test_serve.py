@@ -40,6 +40,7 @@ from tests.support.scripted_adapter import ScriptedAdapter, ending, step
 
 class Slow(ScriptedAdapter):
     async def run(self, job, choice=0):
+        print("runs", flush=True)
         yield step("Hi")
         await asyncio.sleep(1 if job.request.sampling.max_tokens == 1 else 3600)
         yield ending()
@@ -141,32 +142,40 @@ def test_help_is_quick_and_carries_examples():
 
 
 @pytest.mark.reliability("E5")
-def test_stopping_cuts_no_stream_without_saying_so(file, measured):
-    """Of 50 streams half end by themselves in time, and half would never."""
+def test_stopping_leaves_nobody_without_a_word(file, measured):
+    """Of 50 streams and 20 plain requests half end by themselves in time, and half would never."""
     patience = count(20)
     command = [sys.executable, "-c", STOPPING, str(patience), "serve", file, "--port", "0"]
     with (
         open(file + ".log", "w+") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as it,
     ):
-        address = it.stdout.readline().split()[-1]
+        url = f"{it.stdout.readline().split()[-1]}/v1/completions"
         begun = threading.Barrier(51)
 
-        def ask(number: int) -> str:
-            body = {"model": "m", "prompt": "p", "stream": True, "max_tokens": 1 + number % 2}
-            url = f"{address}/v1/completions"
-            with httpx.stream("POST", url, json=body, timeout=2 * WAIT) as answer:
+        def body(number: int) -> dict:
+            return {"model": "m", "prompt": "p", "max_tokens": 1 + number % 2}
+
+        def stream(number: int) -> str:
+            asked = body(number) | {"stream": True}
+            with httpx.stream("POST", url, json=asked, timeout=2 * WAIT) as answer:
                 chunks = answer.iter_text()
                 first = next(chunks)
                 begun.wait(WAIT)
                 return first + "".join(chunks)
 
-        with ThreadPoolExecutor(50) as pool:
-            streams = [pool.submit(ask, number) for number in range(50)]
+        def plain(number: int) -> httpx.Response:
+            return httpx.post(url, json=body(number), timeout=2 * WAIT)
+
+        with ThreadPoolExecutor(70) as pool:
+            answers = [pool.submit(plain, number) for number in range(20)]
+            streams = [pool.submit(stream, number) for number in range(50)]
             begun.wait(WAIT)
+            assert {it.stdout.readline() for _ in range(70)} == {"runs\n"}
             it.send_signal(signal.SIGTERM)
             told = time.monotonic()
             texts = [stream.result(2 * WAIT) for stream in streams]
+            wholes = [answer.result(2 * WAIT) for answer in answers]
         it.wait(2 * WAIT)
         took = time.monotonic() - told
         log.seek(0)
@@ -174,6 +183,15 @@ def test_stopping_cuts_no_stream_without_saying_so(file, measured):
     lasts = [json.loads(t.strip().rpartition("data: ")[2]) for t in texts[1::2]]
     assert all(text.endswith("data: [DONE]\n\n") for text in texts[::2])
     assert [last["error"]["code"] for last in lasts] == ["service_stopping"] * 25
+    assert [answer.json()["choices"][0]["text"] for answer in wholes[::2]] == ["Hi"] * 10
+    for answer in wholes[1::2]:
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert answer.headers["x-should-retry"] == "true"
+        assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
+        assert answer.json()["error"]["code"] == "service_stopping"
     assert it.returncode == 0
-    run = f"50 streams, {patience} s to end"
-    measured(run, f"25 finished, 25 error events, exit 0 after {took:.1f} s", met=took <= 30)
+    measured(
+        f"50 streams and 20 plain requests, {patience} s to end",
+        f"35 finished, 25 error events, 10 times 503, exit 0 after {took:.1f} s",
+        met=took <= 30,
+    )
