@@ -129,32 +129,73 @@ SLOW = {
 }
 
 
+class Lateness:
+    """How late errors come after their deadline, and bare timers that were set beside them.
+
+    A machine that is busy makes both late, our own work only the errors.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._begun = 0.0
+        self._beside: asyncio.Task[float] | None = None
+        self.errors: list[float] = []
+        self.timers: list[float] = []
+
+    def begin(self) -> None:
+        """Set the clock, or set it anew."""
+        if self._beside is not None:
+            self._beside.cancel()
+        self._begun = time.monotonic()
+        self._beside = asyncio.create_task(self._timer())
+
+    async def end(self) -> None:
+        """The error has come."""
+        self.errors.append(self._late())
+        if self._beside is not None:
+            self.timers.append(await self._beside)
+            self._beside = None
+
+    async def _timer(self) -> float:
+        await asyncio.sleep(self._deadline)
+        return self._late()
+
+    def _late(self) -> float:
+        """In milliseconds."""
+        return 1e3 * (time.monotonic() - self._begun - self._deadline)
+
+    def tell(self, kind: str, measured: Measured) -> None:
+        most = max(self.errors)
+        assert most < 1e4
+        seen = f"{most:.0f} ms at most, a bare timer {max(self.timers):.0f}"
+        measured(f"{kind}, {len(self.errors)} times", seen, met=most <= 100)
+
+
 @pytest.mark.reliability("D6")
 @pytest.mark.parametrize("kind", SLOW)
 async def test_how_late_the_error_is(kind: str, measured: Measured) -> None:
     """First byte, stall and whole answer; a stream's clock begins anew with each event."""
-    late, deadline = [], 0.5
+    late = Lateness(0.5)
     with scripted(SLOW[kind]) as script:
         for _ in range(count(20)):
-            sender = transport(script.base_url, deadline)
-            begun = time.monotonic()
+            sender = transport(script.base_url, 0.5)
+            late.begin()
             with pytest.raises(UpstreamTimeout):  # noqa: PT012 - the last event's time counts
                 if "stream" in kind:
                     fields = {"max_tokens": 9}
                     async for _ in sender.stream(PROMPT, fields, Allowed()):
-                        begun = time.monotonic()
+                        late.begin()
                 else:
                     await sender.complete(PROMPT, {"max_tokens": 1}, Allowed())
-            late.append(1e3 * (time.monotonic() - begun - deadline))
+            await late.end()
             await sender.close()
-    assert max(late) < 1e4 * deadline
-    measured(f"{kind}, {len(late)} times", f"{max(late):.0f} ms at most", met=max(late) <= 100)
+    late.tell(kind, measured)
 
 
 @pytest.mark.reliability("D6")
 async def test_how_late_the_error_is_where_nobody_accepts(measured: Measured) -> None:
     """Three attempts at a connection, each with a deadline of its own."""
-    late = []
+    late = Lateness(3 * 0.2)
     with (
         socket.create_server(("127.0.0.1", 0), backlog=0) as full,
         socket.create_connection(full.getsockname()),
@@ -162,16 +203,13 @@ async def test_how_late_the_error_is_where_nobody_accepts(measured: Measured) ->
         url = f"http://127.0.0.1:{full.getsockname()[1]}/v1"
         for _ in range(count(20)):
             sender, budget = transport(url, connect=0.2), Allowed()
-            begun = time.monotonic()
+            late.begin()
             with pytest.raises(UpstreamUnavailable):
                 await sender.complete(PROMPT, {}, budget)
             assert budget.taken == 3
-            late.append(1e3 * (time.monotonic() - begun - 3 * 0.2))
+            await late.end()
             await sender.close()
-    assert max(late) < 1e4
-    measured(
-        f"no connection, {len(late)} times", f"{max(late):.0f} ms at most", met=max(late) <= 100
-    )
+    late.tell("no connection", measured)
 
 
 @pytest.mark.reliability("D6")
