@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import random
@@ -17,6 +18,7 @@ import pytest
 
 from adapter.adapter import Adapter
 from adapter.service.app import create_app
+from adapter.service.server import settle
 from adapter.settings import Settings
 from tests.conftest import Measured
 from tests.e2e.test_cache import pieces
@@ -161,7 +163,16 @@ def test_without_its_pair_nothing_is_answered_as_steered(
     measured("pair dead, no or senseless log-probabilities", "an error; off only where asked for")
 
 
+@pytest.fixture
+def settled() -> Iterator[None]:
+    """As `adapter serve` does it."""
+    settle()
+    yield
+    gc.unfreeze()
+
+
 @pytest.mark.reliability("E8")
+@pytest.mark.usefixtures("settled")
 def test_the_loop_stays_free(upstream: ModelServer, measured: Measured) -> None:
     """The largest of everything, while the loop of the service is asked every 5 ms.
 
