@@ -68,7 +68,7 @@ async def test_200_requests_to_3_replicas_share_a_cap_worth_50_calls(
 
 @pytest.mark.reliability("B5")
 async def test_with_redis_gone_a_replica_spends_what_it_holds_and_no_more(
-    redis: RedisServer,
+    redis: RedisServer, measured: Measured
 ) -> None:
     cap = 500 * CALL  # a block of the lease pays for ten calls
     totals = [open_totals(redis.url()) for _ in range(REPLICAS)]
@@ -84,5 +84,7 @@ async def test_with_redis_gone_a_replica_spends_what_it_holds_and_no_more(
             redis.thaw()
         await sender.close()
     assert script.calls == ended.count("answered") == REPLICAS * 10
+    run = f"{REQUESTS} requests, leases for {REPLICAS * 10} calls of 500"
+    measured(run, f"{script.calls} paid calls")
     for replica in totals:
         await replica.close()

@@ -138,7 +138,7 @@ async def test_what_is_held_is_given_back_when_idle(mortal: RedisServer, clock: 
 
 @pytest.mark.reliability("B5")
 async def test_without_redis_only_the_rest_of_the_lease_is_spent(
-    mortal: RedisServer, clock: Clock
+    mortal: RedisServer, clock: Clock, measured: Measured
 ) -> None:
     replicas = [Replica(mortal.url(), 1000, clock, deadline=0.05) for _ in range(3)]
     for replica in replicas:
@@ -147,7 +147,9 @@ async def test_without_redis_only_the_rest_of_the_lease_is_spent(
     mortal.freeze()
     for replica in replicas:
         await replica.spend_all(5)
-    assert sum(replica.spent for replica in replicas) == held
+    spent = sum(replica.spent for replica in replicas)
+    assert spent == held
+    measured(f"frozen, 3 replicas hold {held} of 1,000", f"{spent} spent")
     mortal.thaw()
     for replica in replicas:
         await replica.close()
@@ -271,7 +273,9 @@ async def test_counters_expire_in_two_days(mortal: RedisServer, clock: Clock) ->
 
 @pytest.mark.reliability("F14")
 @pytest.mark.reliability("C7")
-async def test_only_the_least_rights_are_used(mortal: RedisServer, clock: Clock) -> None:
+async def test_only_the_least_rights_are_used(
+    mortal: RedisServer, clock: Clock, measured: Measured
+) -> None:
     replica = Replica(mortal.url(), 1000, clock)
     async with redis.asyncio.from_url(mortal.url(OPERATOR)) as operator:
         await operator.config_resetstat()
@@ -280,6 +284,7 @@ async def test_only_the_least_rights_are_used(mortal: RedisServer, clock: Clock)
         assert await operator.acl_log() == []
         sent = {name.removeprefix("cmdstat_") for name in await operator.info("commandstats")}
     assert sent - {"config", "acl"} == {"auth", "get", "incrby", "expire"}
+    measured("a cap spent to its end", "AUTH, GET, INCRBY and EXPIRE sent, 0 refused")
 
 
 async def test_a_request_that_leaves_loses_no_money(mortal: RedisServer, clock: Clock) -> None:
@@ -381,11 +386,12 @@ class Troubled:
 
 @pytest.mark.reliability("B5")
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_kills_at_random_moments(seed: int) -> None:
+async def test_kills_at_random_moments(seed: int, measured: Measured) -> None:
     with redis_server("appendonly yes", "appendfsync always") as server:
         troubled = Troubled(server, seed)
         await troubled.run(troubled.freeze, troubled.restart, troubled.crash, troubled.crash)
         assert 0 < troubled.spent <= min(troubled.cap, await counted(server))
+    measured("frozen, killed, replicas crashed at random", "never more spent than the cap")
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -107,7 +107,7 @@ def test_no_cut_is_silent(
 @pytest.mark.reliability("C2")
 @pytest.mark.parametrize("lookahead", [1, 4, "stream"])
 def test_a_loop_that_never_ends_makes_no_more_calls_than_tokens(
-    client: openai.OpenAI, script: Scripted, lookahead: Any
+    client: openai.OpenAI, script: Scripted, lookahead: Any, measured: Measured
 ) -> None:
     """One token again and again, without a finish reason, however many were asked for."""
     body = classic({"token_id:50": -0.1, "token_id:40": -3.0}, finish="")
@@ -116,12 +116,13 @@ def test_a_loop_that_never_ends_makes_no_more_calls_than_tokens(
     script.requests.clear()
     _, finish = ask(client, max_tokens=20, lookahead=lookahead)
     assert (finish, script.calls) == ("length", 20)
+    measured(f"20 tokens, lookahead {lookahead}", f"{script.calls} calls")
 
 
 @pytest.mark.reliability("C2")
 @pytest.mark.parametrize("lookahead", [1, "stream"])
 def test_an_upstream_that_gives_nothing_is_asked_once(
-    client: openai.OpenAI, script: Scripted, lookahead: Any
+    client: openai.OpenAI, script: Scripted, lookahead: Any, measured: Measured
 ) -> None:
     body = classic(finish="")
     script.replies[:] = [events(body) if lookahead == "stream" else Reply(body=body)]
@@ -129,3 +130,4 @@ def test_an_upstream_that_gives_nothing_is_asked_once(
     with pytest.raises(openai.APIStatusError) as caught:
         ask(client, lookahead=lookahead)
     assert (caught.value.status_code, script.calls) == (502, 1)
+    measured(f"no token at all, lookahead {lookahead}", f"{script.calls} call, then an error")

@@ -29,19 +29,23 @@ cores, and a goal in time that was missed says so. A1's canary, and how to run i
 
 @dataclass
 class Row:
-    """What the tests of one promise have shown."""
+    """What the tests of one promise have shown; `left` are those that did not end yet."""
 
+    left: set[str] = field(default_factory=set)
     tests: dict[str, None] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     outcomes: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, None] = field(default_factory=dict)
     missed: bool = False
 
     def add(self, report: pytest.TestReport) -> None:
         self.seconds += report.duration
         if report.when == "call" or not report.passed:
             self.outcomes[report.outcome] += 1
-        if report.when != "call":
+        if isinstance(report.longrepr, tuple):
+            self.reasons[report.longrepr[2].removeprefix("Skipped: ")] = None
+        if report.when != "call" and report.outcome != "skipped":
             return
         path, _, name = report.nodeid.partition("::")
         self.tests[f"`{Path(path).name}::{name.partition('[')[0]}`"] = None
@@ -55,9 +59,13 @@ class Row:
         counts = "" if counts_are_full() else ", at a twentieth of the counts"
         if self.outcomes["failed"]:
             return f"**failed** ({self.outcomes['failed']} of {self.outcomes.total()})"
+        if self.left or not self.outcomes:
+            return f"**not run** ({len(self.left)} tests left)"
+        shown = ("**missed**" if self.missed else "held") + counts
         if self.outcomes["skipped"]:
-            return f"skipped ({self.outcomes['skipped']} of {self.outcomes.total()})"
-        return ("**missed**" if self.missed else "held") + counts
+            shown += f", **{self.outcomes['skipped']} of {self.outcomes.total()} tests skipped**"
+            shown += f" ({'; '.join(self.reasons)})"
+        return shown
 
     def line(self, name: str) -> str:
         promise = PROMISES[name]
@@ -85,16 +93,35 @@ class Collector:
             self._ids[item.nodeid] = [name for mark in marks for name in mark.args]
         items[:] = [item for item in items if self.rows.keys() & set(self._ids[item.nodeid])]
 
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Here, because -m has had its say by now."""
+        for item in session.items:
+            for name in self.rows.keys() & set(self._ids[item.nodeid]):
+                self.rows[name].left.add(item.nodeid)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name in self._ids[report.nodeid]:
             if name in self.rows:
                 self.rows[name].add(report)
 
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """Each row is written as soon as its last test has ended."""
+        for name in self.rows.keys() & set(self._ids[nodeid]):
+            row = self.rows[name]
+            row.left.discard(nodeid)
+            if not row.left:
+                write({name: row.line(name)})
+
     def pytest_sessionfinish(self) -> None:
         """Here and not later: what failing tests leave behind may end pytest with an error."""
-        lines = known_lines() | {name: row.line(name) for name, row in self.rows.items()}
-        table = "\n".join(lines[name] for name in PROMISES if name in lines)
-        TABLE.write_text(HEAD + table + "\n", "utf-8")
+        write({name: row.line(name) for name, row in self.rows.items()})
+
+
+def write(lines: dict[str, str]) -> None:
+    """Put these rows into the table, beside those that are there."""
+    lines = known_lines() | lines
+    table = "\n".join(lines[name] for name in PROMISES if name in lines)
+    TABLE.write_text(HEAD + table + "\n", "utf-8")
 
 
 def known_lines() -> dict[str, str]:

@@ -165,13 +165,21 @@ async def test_canary_a_draft_that_is_not_asked_to_the_end_of_a_character(monkey
         await flags_where_equal(CASES)
 
 
-async def test_nothing_but_whole_characters_is_sent_and_no_special_token():
-    one = speaker(end_logit=-9.0)
+@pytest.mark.reliability("D8")
+async def test_nothing_but_whole_characters_is_sent_and_no_special_token(measured):
+    one, halves = speaker(end_logit=-9.0), 0
     for prompt in prompts(40):
-        await answer(TextUpstream(one, VOCABULARY), prompt, SAMPLINGS["seeded"], 8)
+        before = len(one.asked)
+        steps, _ = await answer(TextUpstream(one, VOCABULARY), prompt, SAMPLINGS["seeded"], 8)
+        halves += sum(not whole(step.token) for step in steps)
+        text = prompt.encode() + b"".join(step.token for step in steps)
+        assert all(text.startswith(sent.encode()) for sent, _ in one.asked[before:])
     assert len(one.asked) > 100
-    assert all("<|end|>" not in text and text.encode() for text, _ in one.asked)
+    assert halves > 30
+    assert not any("<|end|>" in sent for sent, _ in one.asked)
     assert min(n for _, n in one.asked) >= 4
+    run = f"{len(one.asked)} texts sent upstream, {halves} tokens with half a character"
+    measured(run, "whole characters only")
 
 
 async def test_a_name_of_a_special_token_is_not_completed():
