@@ -245,7 +245,7 @@ async def test_64_mb_are_a_miss(steady: RedisServer, measured: Measured) -> None
 @pytest.mark.reliability("A8")
 async def test_a_cache_cannot_be_filled(measured: Measured) -> None:
     """Entries of half a kilobyte, more than both tiers can keep."""
-    entries, small = count(1_000_000), bytes(500)
+    entries, small = count(1_000_000, 100), bytes(500)
     bound = 3_000_000 if entries < 10**6 else 100_000_000
     policy = ("maxmemory-policy allkeys-lru", f"maxmemory {bound}")
     with redis_server(*policy) as server:

@@ -74,7 +74,7 @@ def explained(one: Told, other: Told, body: dict[str, Any]) -> bool:
 @pytest.mark.reliability("A7")
 def test_off_cold_warm_and_lost_midway(monkeypatch: pytest.MonkeyPatch, measured: Measured) -> None:
     monkeypatch.setenv("CACHE_SECRET", "a secret")
-    bodies = asked(count(1000))
+    bodies = asked(count(1000, 50))
     options = EngineOptions(alias="hosted", slots=1, threads=1)
     with redis_server() as server, Engine(WEIGHTS / "hosted.gguf", options) as engine:
         with service(engine, "none") as client:

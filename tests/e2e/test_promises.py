@@ -238,7 +238,7 @@ KEY, SECRET = "8K4-hgwtfr-2N9dlc", "5Y2-qzvbxk-7W1jmp"
 @needs_redis
 @pytest.mark.reliability("F3")
 @pytest.mark.reliability("F4")
-@pytest.mark.parametrize("level", ["DEBUG", "INFO"])
+@pytest.mark.parametrize("level", ["DEBUG", pytest.param("INFO", marks=pytest.mark.full)])
 def test_neither_secrets_nor_prompts_come_out_anywhere(
     upstream: ModelServer,
     monkeypatch: pytest.MonkeyPatch,
@@ -268,7 +268,7 @@ def test_neither_secrets_nor_prompts_come_out_anywhere(
                 limits={"money_per_day": 1000.0},
             )
             with service(settings) as (address, adapter):
-                for number in range(3 * len(replies)):
+                for number in range(count(3, 3) * len(replies)):
                     said += asked_with(address, number)
                 server.kill()
                 said += asked_with(address, 0)
