@@ -408,12 +408,12 @@ def harm(server: RedisServer, fault: str) -> None:
 
 @pytest.fixture
 def openings(monkeypatch):
-    """When the breaker opened, seen beside the log."""
-    seen: list[float] = []
+    """Why the breaker opened, each time, seen beside the log."""
+    seen: list[str] = []
     opens = Breaker._open
 
     def noted(breaker: Breaker, reason: str) -> None:
-        seen.append(time.monotonic())
+        seen.append(reason)
         opens(breaker, reason)
 
     monkeypatch.setattr(Breaker, "_open", noted)
