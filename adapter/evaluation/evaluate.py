@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adapter.adapter import Adapter
 from adapter.errors import SettingsError
+from adapter.evaluation.alone import ByItself
 from adapter.evaluation.asking import ask
 from adapter.evaluation.items import Item
 from adapter.evaluation.readers import read
@@ -15,6 +16,7 @@ from adapter.evaluation.steered import Steered
 from adapter.evaluation.store import Store
 from adapter.evaluation.suite import Suite, Task
 from adapter.evaluation.together import together
+from adapter.pair.reader import ANTIEXPERT
 
 _SEED = 0
 
@@ -54,7 +56,10 @@ def systems_of(suite: Suite, adapter: Adapter) -> tuple[list[System], Fits]:
     for system in steered:
         for task in suite.tasks:
             system.check(task)
-    return list(steered), steered[0].fits
+    model = adapter.model(suite.model)
+    names = [*(own if "expert" in suite.alone else ())]
+    names += [ANTIEXPERT] if "antiexpert" in suite.alone else []
+    return [*steered, *(ByItself(model, name) for name in names)], steered[0].fits
 
 
 def items_of(task: Task, fits: Fits, limit: int | None) -> list[Item]:

@@ -11,6 +11,7 @@ from adapter.errors import BadRequest, BudgetExceeded, SettingsError
 from adapter.evaluation.replies import Reply, Scored, Spent, Strength, Tally
 from adapter.evaluation.suite import Task
 from adapter.evaluation.together import together
+from adapter.model import Model
 from adapter.price import NANO
 from adapter.request import Chat, Message, Request, Sampling
 from tokenizer_maps.vocabulary import Vocabulary
@@ -85,13 +86,13 @@ class Steered:
         self, prompt: str, labels: Sequence[str], wanted: Sequence[Strength]
     ) -> list[Reply]:
         """In choice mode; no label where the upstream shows none of them."""
-        request = Request(self._name, self._prompt(prompt), choices=tuple(labels))
+        request = Request(self._name, asked_with(self._model, prompt), choices=tuple(labels))
         return [reply async for reply in self._runs(request, wanted)]
 
     async def written(self, prompt: str, task: Task, wanted: Sequence[Strength]) -> list[Reply]:
         """With a trace, so that it is known what steering changed."""
         sampling = Sampling(max_tokens=task.max_tokens, temperature=0.0, stop=task.stop)
-        request = Request(self._name, self._prompt(prompt), sampling)
+        request = Request(self._name, asked_with(self._model, prompt), sampling)
         return [reply async for reply in self._runs(request, wanted)]
 
     async def _answer(
@@ -196,10 +197,6 @@ class Steered:
     def _job(self, request: Request, alpha: float, weights: Mapping[str, float]) -> Job:
         return self._adapter.prepare(replace(request, alpha=alpha, weights=weights))
 
-    def _prompt(self, prompt: str) -> str | Chat:
-        chats = self._model.upstream.capabilities.chats
-        return Chat((Message("user", prompt),)) if chats else prompt
-
     @property
     def _words(self) -> Vocabulary:
         return self._adapter.vocabulary(self._name)
@@ -218,6 +215,11 @@ class Steered:
                 raise SettingsError(
                     f"{name} is outside limits.alpha of the settings, {low} to {high}"
                 )
+
+
+def asked_with(model: Model, prompt: str) -> str | Chat:
+    """A prompt as a model is asked with it: a user's turn where the upstream takes only chats."""
+    return Chat((Message("user", prompt),)) if model.upstream.capabilities.chats else prompt
 
 
 def behind(ids: Sequence[int], answer: str, vocabulary: Vocabulary) -> int:
