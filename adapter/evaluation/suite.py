@@ -93,6 +93,7 @@ class Suite(Section):
 
     `tuned` is another model of the settings, which is never steered. `alone`: which of the pair are
     asked by themselves. `weights`: mixtures of the experts that are asked beside the model's own.
+    `validation`: the task whose best strength is the fitted one; the first, if none is named.
     """
 
     model: str
@@ -100,6 +101,7 @@ class Suite(Section):
     alphas: tuple[float, ...] = (1.0,)
     alone: tuple[Alone, ...] = get_args(Alone)
     weights: tuple[dict[str, float], ...] = ()
+    validation: str | None = None
     tasks: Annotated[tuple[Task, ...], Field(min_length=1)]
 
     @field_validator("alphas")
@@ -108,6 +110,19 @@ class Suite(Section):
         if 0.0 in alphas:
             raise ValueError("0 is the hosted model alone, which is always asked; leave it out")
         return tuple(sorted(set(alphas)))
+
+    @model_validator(mode="after")
+    def _validated(self) -> Self:
+        names = [task.name for task in self.tasks]
+        if self.validation is not None and self.validation not in names:
+            raise ValueError(f"validation: there is no task '{self.validation}'")
+        return self
+
+    @property
+    def fitted_on(self) -> Task:
+        """The task that decides the strength."""
+        named = [task for task in self.tasks if task.name == self.validation]
+        return (named or list(self.tasks))[0]
 
     @field_validator("tasks")
     @classmethod
