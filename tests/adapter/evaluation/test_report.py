@@ -94,7 +94,7 @@ def test_a_text_is_told_in_bits_per_byte():
     ]
     page = report([TEXT], asked, {}, {})
     _, (hosted, adapted), _ = tables(page)
-    assert "3 texts, bits per byte; lower is better." in page
+    assert "3 pieces of text, bits per byte; lower is better." in page
     assert hosted["result (95 %)"] == "2.000 (1.000 to 3.000)"
     assert adapted["− hosted (95 %)"] == "-0.100 (-0.100 to -0.100)"
     assert "p" not in adapted
