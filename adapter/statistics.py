@@ -68,7 +68,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
 
     The exact test, two-sided: each such item falls to either side with ½. 1 if there are none.
     """
-    pairs = [(bool(a), bool(b)) for a, b in zip(first, second, strict=True)]
+    pairs = list(zip(first, second, strict=True))
     only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
     apart = only_first + only_second
     ways = sum(math.comb(apart, k) for k in range(min(only_first, only_second) + 1))
