@@ -33,6 +33,9 @@ class Moment:
     about: str
 
 
+Watch = Callable[[Moment], None]
+
+
 @dataclass(frozen=True, slots=True)
 class _Work:
     """An item, and the strengths at which a system was not yet asked it."""
@@ -83,7 +86,7 @@ async def evaluate(
     systems: Sequence[System],
     asked: Sequence[tuple[Task, Sequence[Item]]],
     store: Store,
-    watch: Callable[[Moment], None],
+    watch: Watch,
 ) -> None:
     """Ask what the store does not have. Raises AdapterError kinds; what is kept by then stays."""
     work = list(_work(systems, asked, store))

@@ -113,9 +113,8 @@ class Steered:
             echoes = await self._adapter.scores(job, [s.alpha or 0.0 for s in some], start)
             for strength, echo in zip(some, echoes, strict=True):
                 spent = _spent(job) if strength is some[0] else _nothing(job)
-                found[strength] = Reply(
-                    (_text(echo.steps),), "", (), Tally.given(echo.steps), spent
-                )
+                tally = Tally() if strength.alpha is None else Tally.given(echo.steps)
+                found[strength] = Reply((_text(echo.steps),), "", (), tally, spent)
         return found
 
     def _start(self, job: Job, answer: str) -> int:
@@ -166,7 +165,8 @@ class Steered:
             job = job if first is None else replace(job, upstream=first.upstream)
             first = first or job
             try:
-                yield await self._run(job)
+                reply = await self._run(job)
+                yield reply if strength.alpha is not None else replace(reply, tally=Tally())
             except BadRequest:
                 if not request.choices:
                     raise
@@ -186,11 +186,11 @@ class Steered:
                 f"an answer of {job.request.model} took more than the limits allow: raise "
                 "limits.calls_per_request, or lower max_tokens"
             )
-        labels = () if ending.verdict is None else ending.verdict.labels
+        verdict = ending.verdict
         return Reply(
             answer="".join(step.text for step in steps) + ending.text,
-            weights=tuple(label.logprob for label in labels),
-            tally=Tally.drawn(steps),
+            weights=() if verdict is None else tuple(label.logprob for label in verdict.labels),
+            tally=Tally.drawn(steps) if verdict is None else Tally.chosen(verdict),
             spent=_spent(job),
         )
 
