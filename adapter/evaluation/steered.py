@@ -164,15 +164,18 @@ class Steered:
             job = self._job(asked, strength.alpha or 0.0, weights)
             job = job if first is None else replace(job, upstream=first.upstream)
             first = first or job
-            try:
-                reply = await self._run(job)
-                yield reply if strength.alpha is not None else replace(reply, tally=Tally())
-            except BadRequest:
-                if not request.choices:
-                    raise
-                yield Reply(spent=_spent(job))
+            reply = await self._run(job)
+            yield reply if strength.alpha is not None else replace(reply, tally=Tally())
 
     async def _run(self, job: Job) -> Reply:
+        try:
+            return await self._ran(job)
+        except BadRequest:
+            if not job.labels:
+                raise
+            return Reply(spent=_spent(job))  # the upstream shows none of the labels
+
+    async def _ran(self, job: Job) -> Reply:
         steps: list[Step] = []
         ending: Ending | None = None
         async with aclosing(self._adapter.run(job)) as events:
