@@ -57,11 +57,6 @@ class Steered:
             check_scorable(self._model, self._adapter.limits.forced_scoring)
         except BadRequest as error:
             raise SettingsError(f"tasks.{task.name} ({self._name}): {error}") from error
-        if self._model.vocabulary is None:
-            raise SettingsError(
-                f"tasks.{task.name} ({self._name}): the upstream's tokenizer is unknown, so no "
-                "text can be scored; set upstream.tokenizer, or ask by kind: labels"
-            )
 
     def fits(self, text: str, window: int) -> bool:
         """Whether upstream and pair can read a text of so many tokens at once."""
