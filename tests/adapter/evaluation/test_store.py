@@ -65,6 +65,15 @@ def test_other_settings_are_refused_and_named(tmp_path):
         Store(tmp_path, {"data of another task": "d"})
 
 
+def test_a_run_that_kept_nothing_binds_nobody(tmp_path):
+    with Store(tmp_path, FACTS):
+        pass
+    with Store(tmp_path, FACTS | {"model": "other"}) as store:
+        store.add([ONE])
+    with pytest.raises(SettingsError, match="another model"):
+        Store(tmp_path, FACTS)
+
+
 @pytest.mark.parametrize("line", ["{}", "[]", "nonsense", '{"task": 1}'])
 def test_another_file_is_left_alone(tmp_path, line):
     (tmp_path / FILE).write_text(line + "\n")
