@@ -5,6 +5,7 @@ python -m adapter.evaluation.evidence FILE corpus.jsonl questions.jsonl
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from adapter.errors import SettingsError
@@ -30,8 +31,16 @@ def write_evidence(source: Path, corpus: Path, questions: Path) -> int:
     return len(kept)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command: exit code 0 done, 1 failed, 2 wrong usage."""
     parser = argparse.ArgumentParser(prog="python -m adapter.evaluation.evidence")
     for name in ("file", "corpus", "questions"):
         parser.add_argument(name, type=Path)
-    write_evidence(*vars(parser.parse_args()).values())
+    try:
+        write_evidence(*vars(parser.parse_args()).values())
+    except SettingsError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -24,7 +24,7 @@ _KINDS = {
     "answers": "questions, multiple choice by the log-likelihood of each answer",
     "labels": "questions, multiple choice by label",
     "generation": "questions, answers generated",
-    TEXT: "texts, bits per byte",
+    TEXT: "pieces of text, bits per byte",
 }
 _NOTES = (
     "Intervals are of 95 %: Wilson's of a share; of anything else percentile bootstrap, 10,000 "
@@ -36,8 +36,9 @@ _NOTES = (
     "Gap closed: (steered − hosted) / (tuned − hosted).",
     "*Changed*: tokens that are not the hosted model's own favourite, of all steered. *Certified*: "
     "nothing hidden by the hosted model can have mattered; *expanded*: what could have was scored; "
-    "*truncated*: it may have. One pass over the hosted model serves all α: what it took stands "
-    "with the first of them. Seconds are those of all items added up, asked side by side or not.",
+    "*truncated*: it may have. One pass over the hosted model serves it alone and at all α: what "
+    "that took stands with the first of them. Seconds are those of all items added up, several of "
+    "which are asked at once.",
 )
 PLOTS = ("results", "alpha", "places")
 _STATUSES = ("certified", "expanded", "truncated")

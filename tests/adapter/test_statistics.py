@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from adapter.statistics import bootstrap, closed, gap_closed, mcnemar, wilson
+from adapter.statistics import bootstrap, closed, gap_closed, mcnemar, mean_gap_closed, wilson
 
 PAPER = {  # Table 2 as printed: (base, proxy-tuned, tuned), by column
     "13B": [
@@ -74,6 +74,12 @@ def test_mcnemar_of_many_is_that_of_scipy(a, b):
     assert mcnemar(*split(a, b)) == pytest.approx(binomtest(a, a + b).pvalue, rel=1e-9)
 
 
+def test_mcnemar_takes_numpy_rows():
+    """Its truth values add up to fixed-width integers, which overflow where Python's do not."""
+    first, second = np.array([list(one) for one in split(50, 150)])
+    assert mcnemar(first, second) == pytest.approx(binomtest(50, 200).pvalue, rel=1e-9)
+
+
 def test_mcnemar_wants_the_same_items():
     with pytest.raises(ValueError, match=r"shorter|longer"):
         mcnemar([True], [True, False])
@@ -130,3 +136,22 @@ def test_an_interval_of_the_gap_closed():
     found = bootstrap([hosted, steered, tuned], closed)
     assert found.value == 0.75
     assert 0.3 < found.low < 0.75 < found.high <= 1
+
+
+def test_an_interval_of_the_mean_gap_closed():
+    """A column that is certain halves the spread of one that is not."""
+    one, sure = np.ones(40), np.array([np.zeros(40), np.full(40, 0.5), np.ones(40)])
+    open_ = np.array([np.zeros(40), np.arange(40) % 2, np.ones(40)])
+    alone = mean_gap_closed([(open_, one)])
+    assert alone == bootstrap(open_, closed)
+    both = mean_gap_closed([(open_, one), (sure, one)])
+    assert both.value == 0.5
+    assert both.high - both.low == pytest.approx((alone.high - alone.low) / 2)
+
+
+def test_columns_are_drawn_on_their_own():
+    """Two columns that lie apart are surer together than one; drawn alike they would not be."""
+    one = np.ones(40)
+    column = np.array([np.zeros(40), np.arange(40) % 2, np.ones(40)])
+    alone, both = (mean_gap_closed([(column, one)] * times) for times in (1, 2))
+    assert both.high - both.low < 0.85 * (alone.high - alone.low)

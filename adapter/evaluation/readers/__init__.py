@@ -41,12 +41,6 @@ def read(reader: str, paths: Sequence[Path], template: str | None, kind: str) ->
     return [_item(record, template, kind, seen) for record in records]
 
 
-def spaced(prompt: str, answer: str) -> str:
-    """An answer as it goes on from its prompt: behind a space, unless one of them has it."""
-    apart = prompt[-1:].isspace() or answer[:1].isspace()
-    return answer if apart or not prompt else f" {answer}"
-
-
 def _format(reader: str, kind: str) -> Format:
     if reader not in FORMATS:
         raise SettingsError(f"there is no reader '{reader}'; known: {', '.join(FORMATS)}")
@@ -59,11 +53,10 @@ def _format(reader: str, kind: str) -> Format:
 
 
 def _check(template: str, reader: str, form: Format) -> None:
-    fields = (*form.fields, "options") if "labels" in form.templates else form.fields
     try:
-        template.format(**dict.fromkeys(fields, ""))
+        template.format(**dict.fromkeys(form.known, ""))
     except (KeyError, IndexError, ValueError, AttributeError) as error:
-        known = ", ".join(f"{{{name}}}" for name in fields)
+        known = ", ".join(f"{{{name}}}" for name in form.known)
         raise SettingsError(
             f"the template cannot be filled ({error!s}); reader '{reader}' knows {known}; a brace "
             "that is meant is doubled"
@@ -89,7 +82,13 @@ def _answers(record: Record, prompt: str, kind: str) -> tuple[str, ...]:
     if count < 2:
         raise SettingsError(f"{record.place}: kind '{kind}' needs two options or more")
     if kind == "answers":
-        return tuple(spaced(prompt, option) for option in record.options)
+        return tuple(_spaced(prompt, option) for option in record.options)
     if count > len(_LABELS):
         raise SettingsError(f"{record.place}: {count} options are more than there are letters")
     return tuple(_LABELS[:count])
+
+
+def _spaced(prompt: str, answer: str) -> str:
+    """An answer as it goes on from its prompt: behind a space, unless one of them has it."""
+    apart = prompt[-1:].isspace() or answer[:1].isspace()
+    return answer if apart or not prompt else f" {answer}"

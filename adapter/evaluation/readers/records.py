@@ -42,6 +42,11 @@ class Format:
     fields: tuple[str, ...]
     templates: Mapping[str, str]
 
+    @property
+    def known(self) -> tuple[str, ...]:
+        """What a template may name."""
+        return (*self.fields, "options") if "labels" in self.templates else self.fields
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
