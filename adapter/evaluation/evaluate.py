@@ -33,6 +33,9 @@ class Moment:
     about: str
 
 
+Watch = Callable[[Moment], None]
+
+
 @dataclass(frozen=True, slots=True)
 class _Work:
     """An item, and the strengths at which a system was not yet asked it."""
@@ -71,7 +74,8 @@ def items_of(task: Task, fits: Fits, limit: int | None) -> list[Item]:
     if task.shots:
         items = _shown(items, task)
     if task.kind == "text":
-        items = [part for item in items for part in _parts(item, task, fits)]
+        several = len(items) > 1
+        items = [part for item in items for part in _parts(item, task, fits, several)]
     bounds = [bound for bound in (task.limit, limit) if bound is not None]
     if bounds and min(bounds) < len(items):
         random.Random(_SEED).shuffle(items)  # noqa: S311 - a fixed order, not a secret
@@ -83,7 +87,7 @@ async def evaluate(
     systems: Sequence[System],
     asked: Sequence[tuple[Task, Sequence[Item]]],
     store: Store,
-    watch: Callable[[Moment], None],
+    watch: Watch,
 ) -> None:
     """Ask what the store does not have. Raises AdapterError kinds; what is kept by then stays."""
     work = list(_work(systems, asked, store))
@@ -122,9 +126,11 @@ def _shown(items: Sequence[Item], task: Task) -> list[Item]:
     return [replace(item, prompt=shown + item.prompt) for item in rest]
 
 
-def _parts(item: Item, task: Task, fits: Fits) -> Iterator[Item]:
+def _parts(item: Item, task: Task, fits: Fits, several: bool) -> Iterator[Item]:
+    """A text's pieces, which stay together where there are `several` texts."""
+    group = item.name if several else ""
     for at, part in enumerate(_halves(item.prompt, lambda text: fits(text, task.window))):
-        yield Item(f"{item.name}#{at}", part, group=item.name)
+        yield Item(f"{item.name}#{at}", part, group=group)
 
 
 def _halves(text: str, fits: Callable[[str], bool]) -> Iterator[str]:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from adapter.candidates import Step
+from adapter.candidates import Step, Verdict
+from adapter.choosing import best
 from adapter.evaluation.suite import Task
 
 
@@ -61,6 +62,14 @@ class Tally:
         own = cls.given(steps)
         places = tuple(at for at, step in enumerate(steps) if step.rank != 0)
         return cls(own.tokens, places, own.certified, own.expanded, own.truncated)
+
+    @classmethod
+    def chosen(cls, verdict: Verdict) -> "Tally":
+        """Of a label: changed where it is not the upstream's, truncated where it is uncertain."""
+        shown = [label for label in verdict.labels if label.shown]
+        own = max(shown, key=lambda label: label.upstream_logprob)
+        changed, sure = own.text != best(shown).text, int(not verdict.uncertain)
+        return cls(1, (0,) if changed else (), certified=sure, truncated=1 - sure)
 
 
 @dataclass(frozen=True, slots=True)

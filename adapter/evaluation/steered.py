@@ -57,11 +57,6 @@ class Steered:
             check_scorable(self._model, self._adapter.limits.forced_scoring)
         except BadRequest as error:
             raise SettingsError(f"tasks.{task.name} ({self._name}): {error}") from error
-        if self._model.vocabulary is None:
-            raise SettingsError(
-                f"tasks.{task.name} ({self._name}): the upstream's tokenizer is unknown, so no "
-                "text can be scored; set upstream.tokenizer, or ask by kind: labels"
-            )
 
     def fits(self, text: str, window: int) -> bool:
         """Whether upstream and pair can read a text of so many tokens at once."""
@@ -113,9 +108,8 @@ class Steered:
             echoes = await self._adapter.scores(job, [s.alpha or 0.0 for s in some], start)
             for strength, echo in zip(some, echoes, strict=True):
                 spent = _spent(job) if strength is some[0] else _nothing(job)
-                found[strength] = Reply(
-                    (_text(echo.steps),), "", (), Tally.given(echo.steps), spent
-                )
+                tally = Tally() if strength.alpha is None else Tally.given(echo.steps)
+                found[strength] = Reply((_text(echo.steps),), "", (), tally, spent)
         return found
 
     def _start(self, job: Job, answer: str) -> int:
@@ -165,14 +159,18 @@ class Steered:
             job = self._job(asked, strength.alpha or 0.0, weights)
             job = job if first is None else replace(job, upstream=first.upstream)
             first = first or job
-            try:
-                yield await self._run(job)
-            except BadRequest:
-                if not request.choices:
-                    raise
-                yield Reply(spent=_spent(job))
+            reply = await self._run(job)
+            yield reply if strength.alpha is not None else replace(reply, tally=Tally())
 
     async def _run(self, job: Job) -> Reply:
+        try:
+            return await self._ran(job)
+        except BadRequest:
+            if not job.labels:
+                raise
+            return Reply(spent=_spent(job))  # the upstream shows none of the labels
+
+    async def _ran(self, job: Job) -> Reply:
         steps: list[Step] = []
         ending: Ending | None = None
         async with aclosing(self._adapter.run(job)) as events:
@@ -186,11 +184,11 @@ class Steered:
                 f"an answer of {job.request.model} took more than the limits allow: raise "
                 "limits.calls_per_request, or lower max_tokens"
             )
-        labels = () if ending.verdict is None else ending.verdict.labels
+        verdict = ending.verdict
         return Reply(
             answer="".join(step.text for step in steps) + ending.text,
-            weights=tuple(label.logprob for label in labels),
-            tally=Tally.drawn(steps),
+            weights=() if verdict is None else tuple(label.logprob for label in verdict.labels),
+            tally=Tally.drawn(steps) if verdict is None else Tally.chosen(verdict),
             spent=_spent(job),
         )
 

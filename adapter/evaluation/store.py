@@ -29,7 +29,8 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._read(known)
-            self._file: IO[str] = self._path.open("a", encoding="utf-8")
+            known = known if self._found else {}  # whose facts an empty file has is of no account
+            self._file: IO[str] = self._path.open("a" if self._found else "w", encoding="utf-8")
         except OSError as error:
             raise SettingsError(f"{self._path}: cannot be kept: {error.strerror}") from error
         self._check(known, facts)
