@@ -1,7 +1,7 @@
 """Adapter: puts the parts together from settings; what the service and the demo run on."""
 
 import secrets
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,7 +87,7 @@ class Adapter:
 
     def vocabulary(self, model: str) -> Vocabulary:
         """The tokens of a model's upstream. Raises ModelNotFound, BadRequest where unknown."""
-        vocabulary = self._model(model).vocabulary
+        vocabulary = self.model(model).vocabulary
         if vocabulary is None:
             raise BadRequest(f"the tokenizer of '{model}' is unknown", param="model")
         return vocabulary
@@ -97,7 +97,7 @@ class Adapter:
 
         Raises ModelNotFound.
         """
-        calls, price = self.limits.calls_per_request * prompts, self._model(model).price
+        calls, price = self.limits.calls_per_request * prompts, self.model(model).price
         return Budget(calls, price, dict(self._caps(key)), self.metrics.ledger(model))
 
     def prepare(self, request: Request, budget: Budget | None = None) -> Job:
@@ -105,7 +105,7 @@ class Adapter:
 
         Raises BadRequest and its kinds.
         """
-        model = self._model(request.model)
+        model = self.model(request.model)
         own = model.settings
         alpha = own.alpha if request.alpha is None else request.alpha
         weights = own.weights if request.weights is None else dict(request.weights)
@@ -159,11 +159,9 @@ class Adapter:
         self.metrics.looked_up(job.request.model, job.lookups.since(before))
 
     async def _echo(self, job: Job) -> Echo:
-        weights = job.weights if job.contexts else None
-        echoing = Echoing(job.model, job.upstream, job.alpha, weights)
         if job.request.echo == "text":
-            return echoing.text(job.prefix)
-        return await echoing.scores(job.prefix, job.request.shown, job.budget)
+            return _echoing(job, ()).text(job.prefix)
+        return (await self.scores(job, (job.alpha,)))[0]
 
     async def _generated(self, job: Job, choice: int) -> AsyncGenerator[Step | Ending, None]:
         model, request = job.model, job.request
@@ -192,6 +190,15 @@ class Adapter:
             if reader is not None:
                 reader.close()
 
+    async def scores(self, job: Job, alphas: Sequence[float], start: int = 1) -> list[Echo]:
+        """The prompt of a job with `echo: scores`, from its token `start` on, at each strength.
+
+        The upstream is asked once for all of them, and the pair reads every place once; a job
+        without contexts can only be scored with 0. Raises AdapterError kinds.
+        """
+        echoing = _echoing(job, alphas)
+        return await echoing.scores(job.prefix, job.request.shown, job.budget, start)
+
     async def close(self) -> None:
         """Close every upstream connection, end the pairs' workers, let go of the cache."""
         for model in self._models.values():
@@ -200,7 +207,8 @@ class Adapter:
             await self._cache.close()
         await self._totals.close()
 
-    def _model(self, name: str) -> Model:
+    def model(self, name: str) -> Model:
+        """The parts behind a name. Raises ModelNotFound."""
         model = self._models.get(name)
         if model is None:
             names = ", ".join(sorted(self._models))
@@ -252,6 +260,10 @@ class Adapter:
                 f"{self.limits.max_tokens} (limits.max_tokens)",
                 param="max_tokens",
             )
+
+
+def _echoing(job: Job, alphas: Sequence[float]) -> Echoing:
+    return Echoing(job.model, job.upstream, alphas, job.weights if job.contexts else None)
 
 
 def _open_totals(settings: Settings) -> Totals:

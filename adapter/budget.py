@@ -79,6 +79,11 @@ class Budget:
         finally:
             await self._settle(call)
 
+    @property
+    def calls(self) -> int:
+        """How many calls were made, those that failed too."""
+        return self._cap - self._left
+
     def stop(self) -> None:
         """Nobody waits for the answer any more: no call begins, tasks that try are cancelled."""
         self._stopped = True

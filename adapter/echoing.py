@@ -39,15 +39,19 @@ def check_scorable(model: Model, forced: bool) -> None:
 
 
 class Echoing:
-    """Scores one prompt behind `upstream`, steered with `alpha` and `weights`."""
+    """Scores one prompt behind `upstream`, steered with each of `alphas`, and with `weights`."""
 
     def __init__(
-        self, model: Model, upstream: Frozen, alpha: float, weights: Mapping[str, float] | None
+        self,
+        model: Model,
+        upstream: Frozen,
+        alphas: Sequence[float],
+        weights: Mapping[str, float] | None,
     ) -> None:
         """`weights` None: no offset is needed."""
         self._model = model
         self._upstream = upstream
-        self._alpha = alpha
+        self._alphas = alphas
         self._weights = weights
 
     def text(self, prefix: Prefix) -> Echo:
@@ -57,26 +61,46 @@ class Echoing:
         first, *_ = tokens = self._model.lexicon.of_ids(prefix.ids)
         return Echo(first, (), _spelt(tokens))
 
-    async def scores(self, prefix: Prefix, shown: int, budget: Budget) -> Echo:
-        """The prompt with a Step for each token but the first. Raises what upstreams raise."""
-        first, *rest = tokens = self._model.lexicon.of_ids(prefix.ids)
-        positions: Sequence[Position] = ()
-        usage = Usage()
-        if rest:
-            positions, usage = await self._upstream.given(Prefix.of(prefix.ids[:1]), rest, budget)
-        if len(positions) < len(rest) or any(p.drafted is None for p in positions):
+    async def scores(
+        self, prefix: Prefix, shown: int, budget: Budget, start: int = 1
+    ) -> list[Echo]:
+        """The prompt with a Step for each token from `start` on, once for every strength.
+
+        The upstream is asked once, and the pair reads once. Raises what upstreams raise.
+        """
+        tokens = self._model.lexicon.of_ids(prefix.ids)
+        positions, usage = await self._positions(prefix, tokens, budget, start)
+        steps: list[list[Step]] = [[] for _ in self._alphas]
+        for at, end in _stretches(tokens, start):
+            found = positions[at - start : end - start]
+            for its, more in zip(
+                steps, await self._steps(prefix.ids[:at], found, shown, budget), strict=True
+            ):
+                its += more
+        return [Echo(tokens[0], tuple(its), _spelt(tokens), usage) for its in steps]
+
+    async def _positions(
+        self, prefix: Prefix, tokens: Sequence[Candidate], budget: Budget, start: int
+    ) -> tuple[Sequence[Position], Usage]:
+        """Where the tokens from `start` on stand."""
+        rest = tokens[start:]
+        if not rest:
+            return (), Usage()
+        found, usage = await self._upstream.given(Prefix.of(prefix.ids[:start]), rest, budget)
+        if len(found) < len(rest) or any(position.drafted is None for position in found):
             raise UpstreamMalformed("the upstream does not tell how likely each token of a text is")
-        steps: list[Step] = []
-        for at, end in _stretches(tokens):
-            generation = self._generation(prefix.ids[:at], shown)
-            try:
-                steps += await given(
-                    self._upstream, generation, positions[at - 1 : end - 1], budget
-                )
-            finally:
-                if generation.influence.reader is not None:
-                    generation.influence.reader.close()
-        return Echo(first, tuple(steps), _spelt(tokens), usage)
+        return found, usage
+
+    async def _steps(
+        self, head: tuple[int, ...], positions: Sequence[Position], shown: int, budget: Budget
+    ) -> list[list[Step]]:
+        """The steps of positions behind a head, once for every strength."""
+        generation = self._generation(head, shown)
+        try:
+            return await given(self._upstream, generation, positions, budget, self._alphas)
+        finally:
+            if generation.influence.reader is not None:
+                generation.influence.reader.close()
 
     def _generation(self, head: tuple[int, ...], shown: int) -> Generation:
         model, weights, reader = self._model, self._weights, None
@@ -85,7 +109,7 @@ class Echoing:
         return Generation(
             prefix=Prefix.of(head),
             sampling=Sampling(),
-            influence=model.influence(self._alpha, reader),
+            influence=model.influence(0.0, reader),  # a strength is given with each reading
             stride=Stride(model.pace, 1),
             seed=0,
             choice=0,
@@ -93,13 +117,12 @@ class Echoing:
         )
 
 
-def _stretches(tokens: Sequence[Candidate]) -> Iterator[tuple[int, int]]:
+def _stretches(tokens: Sequence[Candidate], start: int) -> Iterator[tuple[int, int]]:
     """Where each stretch of tokens begins and ends that the pair reads as one text.
 
     A special token is the last of one stretch, and the next stretch stands behind it.
     """
-    start = 1
-    for at in range(1, len(tokens)):
+    for at in range(start, len(tokens)):
         if tokens[at].special is not None or at == len(tokens) - 1:
             yield start, at + 1
             start = at + 1

@@ -11,6 +11,7 @@ import typer
 from adapter.cli.cache import app as cache_commands
 from adapter.cli.complete import complete
 from adapter.cli.demo import demo
+from adapter.cli.evaluate import evaluate
 from adapter.cli.key import key
 from adapter.cli.map import app as map_commands
 from adapter.cli.probe import probe
@@ -29,6 +30,7 @@ app.command("serve")(serve)
 app.command("complete")(complete)
 app.command("probe")(probe)
 app.command("tune")(tune)
+app.command("evaluate")(evaluate)
 app.command("demo")(demo)
 app.command("key")(key)
 app.add_typer(map_commands, name="map")

@@ -129,8 +129,11 @@ class _Choosing:
         told = [position for position in positions if position.drafted is not None]
         generation = replace(self._generation, prefix=prefix)
         known = len(told) == len(rest)
-        weights = Weight(0.0, 0.0, 0.0, known)
-        for step in await given(self._upstream, generation, told, self._budget) if known else []:
+        weights, alphas = Weight(0.0, 0.0, 0.0, known), (self._tail.alpha,)
+        if not known:
+            return weights
+        (steps,) = await given(self._upstream, generation, told, self._budget, alphas)
+        for step in steps:
             weights = weights.then(Weight(step.logprob, step.upstream_logprob, step.offset))
         return weights
 

@@ -97,7 +97,7 @@ class Stepper:
         """One step. Raises BadRequest where logit_bias asks for what cannot be had."""
         self._check_wishes(position, where)
         influence, usage = self._generation.influence, Usage()
-        whole = await self._whole(position, where)
+        whole = await self.whole(position, where)
         view = self._view(position, offsets, whole, where)
         status = "certified" if view.certificate.certified else "truncated"
         contenders = view.certificate.contenders[: influence.expand]
@@ -111,12 +111,15 @@ class Stepper:
             raise RuntimeError("an entry without a name was drawn")
         return Taken(replace(self._step(view, entry, token, where), status=status), token, usage)
 
-    async def given(self, position: Position, offsets: Offsets, where: Where) -> Step:
+    def given(
+        self, position: Position, offsets: Offsets, where: Where, whole: Whole | None
+    ) -> Step:
         """The step of a token that is given: `position.drafted`, which is among the candidates.
 
-        `certified` where hidden tokens have a negligible share, which `bounds` tells.
+        `whole` is of no account where nothing `needs_whole`. `certified` where hidden tokens have a
+        negligible share, which `bounds` tells.
         """
-        whole = await self._whole(position, where)
+        whole = whole if self.needs_whole(position) else None
         view = self._view(position, offsets, whole, where)
         if position.drafted is None:
             raise ValueError("no token is given")
@@ -126,13 +129,18 @@ class Stepper:
         bounds = _bounds(view) if self._generation.influence.alpha else own
         return replace(step, status=status, bounds=bounds)
 
-    async def _whole(self, position: Position, where: Where) -> Whole | None:
-        """The pair's view of what is hidden, where that moves anything."""
+    def needs_whole(self, position: Position) -> bool:
+        """Whether the pair's view of what is hidden moves anything."""
         influence = self._generation.influence
         moves = influence.impute and influence.alpha and position.hidden > 0.0
-        if influence.reader is None or not moves:
+        return influence.reader is not None and bool(moves)
+
+    async def whole(self, position: Position, where: Where) -> Whole | None:
+        """The pair's view of what is hidden, where that moves anything."""
+        reader = self._generation.influence.reader
+        if reader is None or not self.needs_whole(position):
             return None
-        return await influence.reader.whole(where.prefix.generated)
+        return await reader.whole(where.prefix.generated)
 
     def _view(
         self, position: Position, offsets: Offsets, whole: Whole | None, where: Where

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from adapter.errors import PairError
+from adapter.pair.alone import Alone
 from adapter.pair.engine import Engine
 from adapter.pair.loading import LocalModel, find_folder, load_model
 from adapter.pair.lora import attach, is_adapter
@@ -111,6 +112,11 @@ class Pair:
             texts[name] = network, network.text(self._models[name].adapter)
         window = Window(self.window, head)
         return Reader(self._engine, texts, bridge, contexts, weights, window)
+
+    def alone(self, name: str) -> Alone:
+        """A reading by one of the models, an expert or ANTIEXPERT; it shares as readers do."""
+        network = self._networks[name]
+        return Alone(self._engine, network, network.text(self._models[name].adapter))
 
     def watch(self, batched: Callable[[int], None]) -> None:
         """Have somebody told, on the pair's worker, how many texts each forward reads."""

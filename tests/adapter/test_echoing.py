@@ -290,3 +290,45 @@ async def test_labels_of_several_tokens_need_an_upstream_that_goes_on(build, ser
     request = Request("tiny", TEXT, choices=("A", "B"))
     (ending,) = [event async for event in adapter.run(adapter.prepare(request))]
     assert ending.text in ("A", "B")
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["identity", "bridged"])
+@pytest.mark.parametrize("k", [3, 20])
+async def test_several_strengths_at_once_are_what_they_are_one_by_one(build, server, other, k):
+    """From any token on; one call, and the pair reads as often as for one of them."""
+    adapter = build(other=other, top_logprobs=k)
+    batches = []
+    adapter._models["tiny"].pair.watch(batches.append)
+    alphas, start = (0.0, 0.5, 1.0, 3.0), 9
+
+    def job(alpha):
+        request = Request("tiny", TEXT, Sampling(max_tokens=0), alpha=alpha, echo="scores")
+        return adapter.prepare(replace(request, trace="steps"))
+
+    alone, read = [], []
+    for alpha in alphas:
+        batches.clear()
+        (echo,) = await adapter.scores(job(alpha), (alpha,), start)
+        alone.append(echo)
+        read.append(len(batches))
+    before = len(server.requests)
+    batches.clear()
+    together = await adapter.scores(job(alphas[-1]), alphas, start)
+    assert len(server.requests) == before + 1
+    assert len(batches) == read[-1] == max(read)
+    whole, _, _ = await echoed(adapter, alpha=3.0)
+    assert len(together[-1].steps) == len(whole.steps) - start + 1
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours.text == theirs.text == TEXT
+        for one, other_one in zip(ours.steps, theirs.steps, strict=True):
+            assert one.token == other_one.token
+            assert one.logprob == pytest.approx(other_one.logprob, abs=1e-12)
+            assert one.offset == pytest.approx(other_one.offset, abs=1e-12)
+            assert one.bounds == pytest.approx(other_one.bounds, abs=1e-12)
+            assert (one.status, one.rank, one.flags) == (
+                other_one.status,
+                other_one.rank,
+                other_one.flags,
+            )
+    for one, from_the_start in zip(together[-1].steps, whole.steps[start - 1 :], strict=True):
+        assert one.logprob == pytest.approx(from_the_start.logprob, abs=1e-5)  # another forward

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from adapter.statistics import bootstrap
+
 Floats = NDArray[np.float64]
 Table = Mapping[str, Floats]  # by rule: one number a position
 RESAMPLES = 2000
@@ -24,17 +26,16 @@ def means(table: Table) -> dict[str, float]:
 def differences(table: Table) -> dict[str, dict[str, list[float]]]:
     """By our rule, then by any other: [mean, low, high] of other − ours; above 0 speaks for us."""
     return {
-        ours: {rule: bootstrap(table[rule] - table[ours]) for rule in table if rule != ours}
+        ours: {rule: spread(table[rule] - table[ours]) for rule in table if rule != ours}
         for ours in OURS
         if ours in table
     }
 
 
-def bootstrap(values: Floats) -> list[float]:
+def spread(values: Floats) -> list[float]:
     """[mean, low, high]: the 95 % percentile interval of the mean."""
-    rng = np.random.default_rng(0)
-    drawn = [rng.choice(values, len(values)).mean() for _ in range(RESAMPLES)]
-    return [round(float(x), 4) for x in (values.mean(), *np.percentile(drawn, [2.5, 97.5]))]
+    mean = bootstrap([values], lambda means: means, resamples=RESAMPLES)
+    return [round(x, 4) for x in (mean.value, mean.low, mean.high)]
 
 
 def row(*cells: object) -> str:
