@@ -10,14 +10,15 @@ from adapter.candidates import END, Candidate, Draft, Position, make_position
 from adapter.errors import BadRequest, UpstreamMalformed
 from adapter.prefix import pending, prompt_length
 from adapter.request import Chat
+from adapter.settings import UNKNOWN
 from adapter.upstream.answers import finish_of, nats, only_choice, text_of, usable, usage_of
 from adapter.upstream.capabilities import Capabilities
 from adapter.upstream.completions import EVERY, check_text
+from adapter.upstream.names import Names, model_of, names_of
 from adapter.upstream.pieces import pieces
 from adapter.upstream.printed import LONGEST, Printed, beginning
-from adapter.upstream.tokens import TokenNames, given
+from adapter.upstream.tokens import given
 from adapter.upstream.transport import Endpoint, Transport, Turn
-from adapter.upstream.unknown import SpeltNames
 from adapter.upstream.upstream import Allowance
 from tokenizer_maps.vocabulary import Vocabulary
 
@@ -59,7 +60,7 @@ class ChatSpeaker:
         capabilities: Capabilities,
     ) -> None:
         self._transport = Transport(endpoint, chat=True)
-        self._names = SpeltNames() if vocabulary is None else TokenNames(vocabulary)
+        self._names = names_of(vocabulary)
         self._k = top_logprobs
         self._letter = None if vocabulary is None else vocabulary.id_of(_LETTER)
         self.capabilities = capabilities
@@ -67,10 +68,9 @@ class ChatSpeaker:
         if capabilities.unknown_fields == "ignored":
             by_id = capabilities.named_by == "ids" and vocabulary is not None
             self._plain |= _OWN | (_BY_ID if by_id else {})
-        words = "unknown" if vocabulary is None else vocabulary.fingerprint
-        where = (endpoint.base_url, endpoint.model, words)
-        told = (capabilities.continues_by or "none", capabilities.named_by or "unknown")
-        self.identity: tuple[str, ...] = ("chat", *where, str(top_logprobs), *told)
+        model = model_of(endpoint, vocabulary)
+        told = (capabilities.continues_by or "none", capabilities.named_by or UNKNOWN)
+        self.identity: tuple[str, ...] = ("chat", *model, str(top_logprobs), *told)
 
     async def ask(
         self, prompt: str | Chat, said: str, n: int, budget: Allowance, sampled: bool = False
@@ -160,7 +160,7 @@ class ChatRun:
 
     def __init__(
         self,
-        names: TokenNames | SpeltNames,
+        names: Names,
         k: int,
         n: int,
         said: str = "",

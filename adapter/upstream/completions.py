@@ -11,7 +11,7 @@ from adapter.errors import UpstreamMalformed
 from adapter.prefix import Prefix, prompt_length
 from adapter.upstream.answers import finish_of, logprobs_of, nats, only_choice, usable, usage_of
 from adapter.upstream.capabilities import COMPLETIONS
-from adapter.upstream.names import UNKNOWN, Names, names_of
+from adapter.upstream.names import Names, model_of, names_of
 from adapter.upstream.pieces import pieces
 from adapter.upstream.printed import LONGEST, Printed, beginning
 from adapter.upstream.tokens import NOT_SPELT, WRONG_TOKENIZER, is_id
@@ -70,9 +70,8 @@ class CompletionsUpstream:
         self._k = top_logprobs
         self._own = {} if vocabulary is not None else {"return_tokens_as_token_ids": False}
         self.capabilities = COMPLETIONS
-        words = UNKNOWN if vocabulary is None else vocabulary.fingerprint
-        where = (endpoint.base_url, endpoint.model, words)
-        self.identity: tuple[str, ...] = ("completions", *where, str(top_logprobs))
+        model = model_of(endpoint, vocabulary)
+        self.identity: tuple[str, ...] = ("completions", *model, str(top_logprobs))
 
     async def draft(
         self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False

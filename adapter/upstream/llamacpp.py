@@ -11,7 +11,7 @@ from adapter.errors import SettingsError, UpstreamMalformed
 from adapter.prefix import Prefix, prompt_length
 from adapter.upstream.answers import finish_of, logprobs_of, nats, only_choice, usable, usage_of
 from adapter.upstream.capabilities import LLAMACPP
-from adapter.upstream.names import UNKNOWN, Names, names_of
+from adapter.upstream.names import Names, model_of, names_of
 from adapter.upstream.pieces import pieces
 from adapter.upstream.tokens import WRONG_TOKENIZER
 from adapter.upstream.transport import Endpoint, Transport
@@ -65,9 +65,8 @@ class LlamaCppUpstream:
         self._forced = {"logit_bias": {letter: _FORCE}}
         known = vocabulary is not None
         self.capabilities = LLAMACPP if known else replace(LLAMACPP, end_visible=False)
-        words = UNKNOWN if vocabulary is None else vocabulary.fingerprint
-        where = (endpoint.base_url, endpoint.model, words)
-        self.identity: tuple[str, ...] = ("llama.cpp", *where, str(top_logprobs))
+        model = model_of(endpoint, vocabulary)
+        self.identity: tuple[str, ...] = ("llama.cpp", *model, str(top_logprobs))
 
     async def draft(
         self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
