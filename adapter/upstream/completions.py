@@ -10,10 +10,11 @@ from adapter.candidates import END, Candidate, Draft, Position, Usage, make_posi
 from adapter.errors import UpstreamMalformed
 from adapter.prefix import Prefix, prompt_length
 from adapter.upstream.answers import finish_of, logprobs_of, nats, only_choice, usable, usage_of
-from adapter.upstream.capabilities import COMPLETIONS
+from adapter.upstream.capabilities import COMPLETIONS, Capabilities
 from adapter.upstream.names import Names, model_of, names_of
 from adapter.upstream.pieces import pieces
 from adapter.upstream.printed import LONGEST, Printed, beginning
+from adapter.upstream.speaker import Prompted
 from adapter.upstream.tokens import NOT_SPELT, WRONG_TOKENIZER, is_id
 from adapter.upstream.transport import Endpoint, Transport
 from adapter.upstream.upstream import Allowance
@@ -55,7 +56,7 @@ class NamedByText(UpstreamMalformed):
         )
 
 
-class CompletionsUpstream:
+class CompletionsUpstream(Prompted):
     """A hosted model behind /v1/completions that takes ids and returns top-k log-probabilities.
 
     `run` and `run_stream` take a text as well: see `PromptSpeaker`. Without a vocabulary tokens are
@@ -69,26 +70,14 @@ class CompletionsUpstream:
         self._names = names_of(vocabulary)
         self._k = top_logprobs
         self._own = {} if vocabulary is not None else {"return_tokens_as_token_ids": False}
-        self.capabilities = COMPLETIONS
+        self.capabilities: Capabilities = COMPLETIONS
         model = model_of(endpoint, vocabulary)
         self.identity: tuple[str, ...] = ("completions", *model, str(top_logprobs))
-
-    async def draft(
-        self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
-    ) -> Draft:
-        """A run of up to n positions; a greedy one where samples turn out to be of no use."""
-        return await self.run(prefix.ids, n, budget, sampled)
-
-    def stream(
-        self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
-    ) -> AsyncGenerator[Draft, None]:
-        """The same run, a piece for each event."""
-        return self.run_stream(prefix.ids, n, budget, sampled)
 
     async def run(
         self, prompt: Sequence[int] | str, n: int, budget: Allowance, sampled: bool = False
     ) -> Draft:
-        """The run behind a prompt."""
+        """A run of up to n positions; a greedy one where samples turn out to be of no use."""
         answer = await self._transport.complete(prompt, self._fields(n, sampled), budget)
         usage = usage_of(answer.body, answer.calls)
         try:
