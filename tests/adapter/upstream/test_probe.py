@@ -1,7 +1,6 @@
 """The probe against real engines and against servers with other habits."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,24 +17,12 @@ from adapter.upstream.records import FIELDS, Record
 from tests.support.chat_server import LLAMACPP as LLAMACPP_CHAT
 from tests.support.chat_server import VLLM as VLLM_CHAT
 from tests.support.chat_server import Habits, chat_server
-from tests.support.model_server import ModelServer, model_server
+from tests.support.model_server import ModelServer
 from tests.support.tiny import tiny
 from tests.support.twisted import Twist, broken_off, refused, twisted
-from tokenizer_maps.loading import load_vocabulary
 from tokenizer_maps.vocabulary import Vocabulary
 
 Json = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ModelServer]:
-    with model_server(tiny().upstream) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def vocabulary() -> Vocabulary:
-    return load_vocabulary(f"hf:{tiny().upstream}")
 
 
 @pytest.fixture

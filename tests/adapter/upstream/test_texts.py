@@ -1,6 +1,5 @@
 """Prefixes of text: the same steps whatever the draft, the cache or the crowd, to the last bit."""
 
-import asyncio
 from collections import Counter
 from dataclasses import replace
 from itertools import cycle
@@ -20,6 +19,8 @@ from adapter.upstream.lexicon import Lexicon
 from adapter.upstream.spelling import Spelling, opening
 from adapter.upstream.texts import TextUpstream
 from cache import MemoryCache
+from tests.support.crowd import crowd
+from tests.support.forgetful import Forgetful
 from tests.support.generations import generation, run
 from tests.support.synthetic_pair import SyntheticReader
 from tests.support.synthetic_text import VOCABULARY, Broken, SyntheticSpeaker
@@ -107,29 +108,19 @@ async def test_16_at_once_with_one_cache(lookahead):
     for sampling in (SAMPLINGS["greedy"], SAMPLINGS["seeded"]):
         expected = [await answer(upstream(), prompt, sampling, 1) for prompt in prompts(6)]
         shared = CachedUpstream(upstream(latency=1e-4), MemoryCache(10**7, 60.0))
-        gate = asyncio.Semaphore(16)
 
-        async def one(prompt, sampling=sampling, shared=shared, gate=gate):
-            async with gate:
-                return await answer(shared, prompt, sampling, lookahead)
+        async def one(prompt, sampling=sampling, shared=shared):
+            return await answer(shared, prompt, sampling, lookahead)
 
-        assert await asyncio.gather(*map(one, asked)) == [expected[i % 6] for i in range(24)]
+        assert await crowd(one, asked) == [expected[i % 6] for i in range(24)]
 
 
 @pytest.mark.parametrize("lost", ["none", "half", "all"])
 async def test_a_cache_that_is_cold_warm_or_lost_half_way(lost):
-    class Forgetful(MemoryCache):
-        reads = 0
-
-        async def get(self, key):
-            self.reads += 1
-            gone = lost == "all" or (lost == "half" and self.reads % 2)
-            return None if gone else await super().get(key)
-
     for sampling in SAMPLINGS.values():
         for prompt in prompts(4):
             expected = await answer(upstream(), prompt, sampling, 1)
-            shared = CachedUpstream(upstream(), Forgetful(10**7, 60.0))
+            shared = CachedUpstream(upstream(), Forgetful(lost))
             for lookahead in (16, 1, 3, "stream", "auto"):
                 assert await answer(shared, prompt, sampling, lookahead) == expected
 
