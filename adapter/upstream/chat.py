@@ -16,8 +16,9 @@ from adapter.upstream.completions import EVERY, check_text
 from adapter.upstream.names import Names, model_of, names_of
 from adapter.upstream.pieces import is_over, pieces
 from adapter.upstream.printed import LONGEST, Printed, beginning
+from adapter.upstream.profiles import always_sent
 from adapter.upstream.tokens import given
-from adapter.upstream.transport import Endpoint, Transport, Turn
+from adapter.upstream.transport import MAX_TOKENS, Endpoint, Transport, Turn
 from adapter.upstream.upstream import Allowance
 from tokenizer_maps.vocabulary import Vocabulary
 
@@ -58,13 +59,16 @@ class ChatSpeaker:
         top_logprobs: int,
         capabilities: Capabilities,
     ) -> None:
-        self._transport = Transport(endpoint, chat=True)
+        limit = capabilities.limited_by or MAX_TOKENS
+        self._transport = Transport(endpoint, chat=True, limited_by=limit)
         self._names = names_of(vocabulary)
         self._k = top_logprobs
         self._letter = None if vocabulary is None else vocabulary.id_of(_LETTER)
         self.capabilities = capabilities
-        self._plain = _PLAIN | {"top_logprobs": top_logprobs}
-        if capabilities.unknown_fields == "ignored":
+        needs = always_sent(endpoint.base_url)
+        self._plain = _PLAIN | {"top_logprobs": top_logprobs, **needs}
+        # Where a provider has to know each field, `_OWN` would leave few to choose from.
+        if capabilities.unknown_fields == "ignored" and not needs:
             by_id = capabilities.named_by == "ids" and vocabulary is not None
             self._plain |= _OWN | (_BY_ID if by_id else {})
         model = model_of(endpoint, vocabulary)

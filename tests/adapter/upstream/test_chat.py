@@ -10,7 +10,7 @@ import pytest
 
 from adapter.budget import Budget
 from adapter.candidates import Draft, Position
-from adapter.errors import BadRequest, UpstreamMalformed
+from adapter.errors import BadRequest, UpstreamMalformed, UpstreamRefused
 from adapter.request import Chat, Message
 from adapter.upstream import Endpoint
 from adapter.upstream.capabilities import CHAT
@@ -126,6 +126,18 @@ async def test_every_setting_is_said_and_more_where_it_is_ignored(
         sent = lax.requests[-1]
     expected = plain | own | {"temperature": 1}
     assert {k: v for k, v in sent.items() if k not in ("model", "messages")} == expected
+
+
+async def test_a_limit_goes_under_the_name_that_is_taken(vocabulary: Vocabulary) -> None:
+    with chat_server(tiny().upstream, Habits(newer=True)) as server:
+        chat = speaker(server, vocabulary, limited_by="max_completion_tokens")
+        assert await assert_the_models_own(server, chat) == 8
+        assert {body["max_completion_tokens"] for body in server.requests} == {8}
+        await chat.close()
+        older = speaker(server, vocabulary)
+        with pytest.raises(UpstreamRefused, match=r"max_completion_tokens.*adapter probe --chat"):
+            await older.ask(ASKED, "", 2, Budget(1))
+        await older.close()
 
 
 async def test_of_unknown_words_tokens_are_asked_for_by_their_bytes(vocabulary: Vocabulary) -> None:
