@@ -16,6 +16,7 @@ from adapter.request import Chat, Message, Sampling
 from adapter.upstream import texts
 from adapter.upstream.cached import CachedUpstream
 from adapter.upstream.lexicon import Lexicon
+from adapter.upstream.once import OnceUpstream
 from adapter.upstream.spelling import Spelling, opening
 from adapter.upstream.texts import TextUpstream
 from cache import MemoryCache
@@ -344,6 +345,21 @@ async def test_an_upstream_that_cannot_go_on_is_exact_up_to_the_first_departure(
         assert steps
         assert [text for text, _ in one.asked] == [prompt]
     assert departed > 20
+
+
+@pytest.mark.parametrize(("seed", "calls"), [(None, 4), (3, 1)])
+async def test_choices_that_draw_each_have_an_answer_of_their_own(seed, calls):
+    """Following another's sample they would soon leave it, and nothing could be had there."""
+    one = SyntheticSpeaker(speaker(k=None).model, continues="none")
+    sampling = Sampling(max_tokens=8 if seed is None else 1, temperature=1.0, seed=seed)
+    frozen, said = Frozen(OnceUpstream(one)), set()
+    for choice in range(4):
+        drawn = generation("hbd", lexicon=LEXICON, sampling=sampling, choice=choice)
+        steps, ending = await run(frozen, drawn)
+        assert len(steps) == sampling.max_tokens or ending.finish_reason == "stop"
+        said.add(tuple(step.token for step in steps))
+    assert len(one.asked) == calls
+    assert len(said) > 1
 
 
 async def test_one_token_can_always_be_had():
