@@ -44,6 +44,7 @@ class Habits:
     listed. `loses`: nothing is shown of tokens that end inside a character. `drops`: streams are
     without the chunks that have no text, as LiteLLM's; the last one says how it ended. `dumb`: no
     log-probabilities, in answers or in streams. `newer`: `max_tokens` is refused, as gpt-5 does.
+    `deaf`: what the assistant said last is left out.
     """
 
     continues: Literal["none", "trailing message", "continue_final_message", "prefix"] = "none"
@@ -57,6 +58,7 @@ class Habits:
     drops: bool = False
     dumb: Literal["no", "always", "streams"] = "no"
     newer: bool = False
+    deaf: bool = False
 
 
 VLLM = Habits("continue_final_message", "asked ids", most=10**6, strict=False, hides_end=False)
@@ -95,6 +97,8 @@ class ChatServer:
         if problem is not None:
             return _error(problem)
         messages, said = body["messages"], None
+        if self.habits.deaf and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
         if self._goes_on(body):
             *messages, last = messages
             said = last["content"]
