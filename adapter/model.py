@@ -28,7 +28,8 @@ from adapter.upstream.dialects import connect_known
 from adapter.upstream.lexicon import Lexicon
 from adapter.upstream.probe import MOST_CALLS, probe
 from adapter.upstream.records import Record, assumed, load
-from adapter.upstream.spelling import Spelling, check_text, opening
+from adapter.upstream.spelling import check_text, opening
+from adapter.upstream.texts import TextUpstream
 from adapter.upstream.unknown import Spellings, spelt_id
 from cache import Cache, CacheError, Keys, open_cache
 from tokenizer_maps.bridge import Bridge, Clamp, Context, IdentityBridge, make_bridge
@@ -318,7 +319,8 @@ def load_models(settings: Settings, cache: Cache | None = None) -> dict[str, Mod
     models = {}
     for name, model in settings.models.items():
         vocabulary = _vocabulary(name, model)
-        upstream = CachedUpstream(_connect(name, settings, vocabulary), cache, keys)
+        connected = _connect(name, settings, vocabulary)
+        upstream = CachedUpstream(connected, cache, keys)
         if upstream.capabilities.chats and model.templates.upstream is not None:
             raise SettingsError(
                 f"models.{name}.templates.upstream: a chat API renders chats by itself; leave it "
@@ -331,7 +333,7 @@ def load_models(settings: Settings, cache: Cache | None = None) -> dict[str, Mod
             settings=model,
             upstream=upstream,
             vocabulary=vocabulary,
-            lexicon=_lexicon(upstream, vocabulary, spellings),
+            lexicon=_lexicon(connected, vocabulary, spellings),
             pair=pair,
             bridge=_bridge(name, settings, vocabulary, pair, spellings),
             templates=_templates(model.templates),
@@ -413,8 +415,7 @@ def _chat_record(endpoint: Endpoint, folder: Path) -> Record:
 
 
 def _lexicon(upstream: Upstream, vocabulary: Vocabulary | None, spellings: Spellings) -> Lexicon:
-    sends_text = upstream.capabilities.continues == "text"
-    spelling = Spelling(vocabulary) if sends_text else None
+    spelling = upstream.spelling if isinstance(upstream, TextUpstream) else None
     return Lexicon(vocabulary, spelling, spellings if vocabulary is None else None)
 
 

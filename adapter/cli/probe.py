@@ -208,5 +208,6 @@ _FOLLOWS: Mapping[str, Mapping[Any, str]] = {
     "streamed_logprobs": {True: "lookahead: stream", False: "no streamed drafts"},
     "reports_cached": {True: "cached tokens are counted"},
     "unknown_fields": {"ignored": "answers are checked, not trusted"},
+    "limited_by": {...: "answers are limited by {}"},
     "context": {...: "prompt and answer up to {} tokens"},
 }

@@ -29,7 +29,8 @@ class Frozen:
     """Remembers every position of a request by its prefix, for all of its choices.
 
     A choice that comes to a prefix where another one was gets the same distribution, and pays
-    nothing. Choices at one prefix wait for the first of them to ask.
+    nothing. Choices at one prefix wait for the first of them to ask. Where nothing can be gone on
+    with, each that draws has a draft of its own.
     """
 
     def __init__(self, upstream: Upstream) -> None:
@@ -47,7 +48,7 @@ class Frozen:
     async def drafts(self, prefix: Prefix, ask: Ask, budget: Budget) -> AsyncGenerator[Draft, None]:
         """A run behind the prefix, in one piece or, streamed, as it comes."""
         async with self._asking[prefix.digest]:
-            first, rest = self._known(prefix, ask.n), None
+            first, rest = None if self._alone(prefix, ask) else self._known(prefix, ask.n), None
             if first is None:
                 rest = self._asked(prefix, ask, budget)
                 first = await anext(rest, NOTHING)
@@ -114,6 +115,10 @@ class Frozen:
             positions.append(replace(position, drafted=taken))
             prefix = prefix.extend(token)
         return tuple(positions), usage
+
+    def _alone(self, prefix: Prefix, ask: Ask) -> bool:
+        """Whether a choice draws for itself: where it left another's draw it could not go on."""
+        return ask.sampled and not prefix.generated and self.capabilities.continues == "none"
 
     def _known(self, prefix: Prefix, n: int) -> Draft | None:
         """What the request has seen from here on; None where that is nothing."""

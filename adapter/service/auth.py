@@ -42,8 +42,7 @@ class Auth:
             try:
                 state["key"] = self._known(bearer(scope["headers"]))
             except InvalidKey as error:
-                self._refused(error)
-                return await refuse(error, scope, receive, send)
+                return await refuse(error, self._refused, scope, receive, send)
         return await self._app(scope, receive, send)
 
     def _known(self, key: bytes) -> KeySettings:
@@ -66,7 +65,14 @@ def bearer(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return found[1]
 
 
-async def refuse(error: AdapterError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a request that gets no further."""
+async def refuse(
+    error: AdapterError,
+    refused: Callable[[AdapterError], None],
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+) -> None:
+    """Tell of a request that gets no further, and answer it."""
+    refused(error)
     told = failure(error, scope["state"]["request_id"])
     await JSONResponse(told.body, told.status, headers=told.headers)(scope, receive, send)

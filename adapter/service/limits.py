@@ -42,8 +42,7 @@ class Limits:
             with self._admitted(scope["state"]["key"]):
                 await self._app(scope, receive, send)
         except LimitReached as error:
-            self._refused(error)
-            await refuse(error, scope, receive, send)
+            await refuse(error, self._refused, scope, receive, send)
 
     @contextmanager
     def _admitted(self, key: KeySettings | None) -> Iterator[None]:

@@ -2,12 +2,14 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from adapter.candidates import Candidate, Usage
 from adapter.errors import UpstreamMalformed
+
+_T = TypeVar("_T")
 
 _MOST_TOKENS = 10**9
 _UNLIKELY = -9999  # what the older OpenAI schema says in place of a log-probability
@@ -99,6 +101,25 @@ def nats(value: Any) -> float:
         return float(value) if value > _UNLIKELY else math.nan
     except OverflowError:
         return math.nan
+
+
+def top(
+    listed: Collection[_T], k: int, value: Callable[[_T], float], sampled: Callable[[_T], bool]
+) -> Collection[_T]:
+    """The k best entries; on a tie the sampled one is left out.
+
+    Servers append it where it is none of the k. Keeping it as a candidate would favour tokens for
+    having been sampled.
+    """
+    if len(listed) <= k:
+        return listed
+
+    def order(entry: _T) -> tuple[float, bool]:
+        number = value(entry)
+        # What is no number stays, for who knows its place.
+        return -math.inf if math.isnan(number) else -number, sampled(entry)
+
+    return sorted(listed, key=order)[:k]
 
 
 def usable(drafted: Candidate | None) -> Candidate | None:

@@ -9,14 +9,17 @@ import httpx
 from adapter.errors import UpstreamTimeout, UpstreamUnavailable
 from adapter.upstream.answers import parsed
 from adapter.upstream.events import payloads
+from adapter.upstream.profiles import always_sent
 from adapter.upstream.retries import Sleep
 from adapter.upstream.sightings import Seen, see, see_stream
-from adapter.upstream.transport import Endpoint
+from adapter.upstream.transport import MAX_TOKENS, Endpoint, limited
 from adapter.upstream.upstream import Allowance
 
 Prompt = str | Sequence[int] | list[dict[str, str]]
 _PROMPT = 64
 """Tokens a question has at most, give or take."""
+
+_NEWER = "max_completion_tokens"
 
 _WAITS = (0.5, 2.0)
 """Seconds to wait where a server is loading or overloaded; each further try is a call."""
@@ -25,7 +28,8 @@ _WAITS = (0.5, 2.0)
 class Asking:
     """One endpoint asked over plain HTTP, so that every status and field can be looked at.
 
-    `chat` says which of the two endpoints takes the questions. All methods raise
+    `chat` says which of the two endpoints takes the questions; `limited_by` turns to the newer name
+    of `max_tokens` where a chat API refuses the old one. All methods raise
     UpstreamUnavailable, UpstreamTimeout and what the budget raises.
     """
 
@@ -36,6 +40,7 @@ class Asking:
         self.endpoint = endpoint
         self.budget = budget
         self.chat = False
+        self.limited_by = MAX_TOKENS
         self.calls = 0
         self._sleep = sleep
         self._http = httpx.AsyncClient(
@@ -48,7 +53,11 @@ class Asking:
     async def ask(self, prompt: Prompt, k: int, **fields: Any) -> Seen:
         """The answer to a prompt, or to a chat's messages, with k candidates a step."""
         response = await self._post(self._body(prompt, k, fields))
-        return see(response.status_code, parsed(response.content))
+        seen = see(response.status_code, parsed(response.content))
+        if self.limited_by == MAX_TOKENS and self._refuses_limit(seen):
+            self.limited_by = _NEWER
+            return await self.ask(prompt, k, **fields)
+        return seen
 
     async def stream(self, prompt: Prompt, k: int, **fields: Any) -> tuple[Seen, ...]:
         """The events of a streamed answer; none where it is refused."""
@@ -68,12 +77,16 @@ class Asking:
         """Close all connections."""
         await self._http.aclose()
 
+    def _refuses_limit(self, seen: Seen) -> bool:
+        return self.chat and seen.status in (400, 422) and _NEWER in str(seen.error)
+
     def _body(self, prompt: Any, k: int, fields: Mapping[str, Any]) -> dict[str, Any]:
         plain: dict[str, Any] = {"model": self.endpoint.model, "max_tokens": 1, "temperature": 0}
         if not self.chat:
             return {**plain, "prompt": prompt, "logprobs": k, **fields}
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        return {**plain, "messages": messages, "logprobs": True, "top_logprobs": k, **fields}
+        plain |= {"messages": messages, "logprobs": True, "top_logprobs": k, **fields}
+        return {**limited(plain, self.limited_by), **always_sent(self.endpoint.base_url)}
 
     async def _post(self, body: Mapping[str, Any]) -> httpx.Response:
         path = "chat/completions" if self.chat else "completions"

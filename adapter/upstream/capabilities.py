@@ -22,7 +22,8 @@ class Capabilities:
     `text_scoring`: how the log-probabilities of a given text can be had. `streamed_logprobs`:
     streams carry them too. `repeatable`: largest difference between equal calls, in nats.
     `reports_cached`: usage tells cached prompt tokens. `unknown_fields`: what becomes of them.
-    `context`: tokens of prompt and answer together. `chats`: it takes chats, which it renders by
+    `context`: tokens of prompt and answer together. `limited_by`: the field that limits the length
+    of an answer. `chats`: it takes chats, which it renders by
     itself, and nothing else.
     """
 
@@ -46,6 +47,7 @@ class Capabilities:
     reports_cached: bool | None = None
     unknown_fields: Literal["refused", "ignored"] | None = None
     context: int | None = None
+    limited_by: Literal["max_tokens", "max_completion_tokens"] | None = None
     chats: bool = False
 
 

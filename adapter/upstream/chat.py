@@ -1,23 +1,24 @@
 """/v1/chat/completions: a chat is sent as it is, and the upstream renders it."""
 
-import math
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from adapter.candidates import END, Candidate, Draft, Position, make_position
+from adapter.candidates import Candidate, Draft, Position, make_position
 from adapter.errors import BadRequest, UpstreamMalformed
 from adapter.prefix import pending, prompt_length
 from adapter.request import Chat
-from adapter.upstream.answers import finish_of, nats, only_choice, text_of, usable, usage_of
+from adapter.settings import UNKNOWN
+from adapter.upstream.answers import finish_of, nats, only_choice, text_of, top, usable, usage_of
 from adapter.upstream.capabilities import Capabilities
 from adapter.upstream.completions import EVERY, check_text
-from adapter.upstream.pieces import pieces
+from adapter.upstream.names import Names, model_of, names_of
+from adapter.upstream.pieces import is_over, pieces
 from adapter.upstream.printed import LONGEST, Printed, beginning
-from adapter.upstream.tokens import TokenNames, given
-from adapter.upstream.transport import Endpoint, Transport, Turn
-from adapter.upstream.unknown import SpeltNames
+from adapter.upstream.profiles import always_sent
+from adapter.upstream.tokens import given
+from adapter.upstream.transport import MAX_TOKENS, Endpoint, Transport, Turn
 from adapter.upstream.upstream import Allowance
 from tokenizer_maps.vocabulary import Vocabulary
 
@@ -58,19 +59,21 @@ class ChatSpeaker:
         top_logprobs: int,
         capabilities: Capabilities,
     ) -> None:
-        self._transport = Transport(endpoint, chat=True)
-        self._names = SpeltNames() if vocabulary is None else TokenNames(vocabulary)
+        limit = capabilities.limited_by or MAX_TOKENS
+        self._transport = Transport(endpoint, chat=True, limited_by=limit)
+        self._names = names_of(vocabulary)
         self._k = top_logprobs
         self._letter = None if vocabulary is None else vocabulary.id_of(_LETTER)
         self.capabilities = capabilities
-        self._plain = _PLAIN | {"top_logprobs": top_logprobs}
-        if capabilities.unknown_fields == "ignored":
+        needs = always_sent(endpoint.base_url)
+        self._plain = _PLAIN | {"top_logprobs": top_logprobs, **needs}
+        # Where a provider has to know each field, `_OWN` would leave few to choose from.
+        if capabilities.unknown_fields == "ignored" and not needs:
             by_id = capabilities.named_by == "ids" and vocabulary is not None
             self._plain |= _OWN | (_BY_ID if by_id else {})
-        words = "unknown" if vocabulary is None else vocabulary.fingerprint
-        where = (endpoint.base_url, endpoint.model, words)
-        told = (capabilities.continues_by or "none", capabilities.named_by or "unknown")
-        self.identity: tuple[str, ...] = ("chat", *where, str(top_logprobs), *told)
+        model = model_of(endpoint, vocabulary)
+        told = (capabilities.continues_by or "none", capabilities.named_by or UNKNOWN)
+        self.identity: tuple[str, ...] = ("chat", *model, str(top_logprobs), *told)
 
     async def ask(
         self, prompt: str | Chat, said: str, n: int, budget: Allowance, sampled: bool = False
@@ -160,7 +163,7 @@ class ChatRun:
 
     def __init__(
         self,
-        names: TokenNames | SpeltNames,
+        names: Names,
         k: int,
         n: int,
         said: str = "",
@@ -192,7 +195,8 @@ class ChatRun:
             self._miss()
         positions: list[Position] = []
         for entry in entries or ():
-            position = None if self.cut or self._over() else self._position(entry)
+            over = self.cut or is_over(self._drafted, self._n)
+            position = None if over else self._position(entry)
             if position is None:
                 self.cut = True
                 break
@@ -227,12 +231,6 @@ class ChatRun:
             )
         self.cut = bool(self._drafted)
 
-    def _over(self) -> bool:
-        if not self._drafted:
-            return False
-        last = self._drafted[-1]
-        return last is None or last.special == END or len(self._drafted) >= self._n
-
     def _take(self, drafted: Candidate | None) -> None:
         self._drafted.append(drafted)
         self._open = b"" if drafted is None else pending(self._open + drafted.token)
@@ -245,7 +243,8 @@ class ChatRun:
         drafted = self._names.of_entry(entry, self._open)
         if _spells_more(entry, listed, drafted):
             return None
-        shown = [self._names.of_entry(item, self._open) for item in _top(listed, entry, self._k)]
+        best = top(listed, self._k, _value, lambda item: _name(item) == _name(entry))
+        shown = [self._names.of_entry(item, self._open) for item in best]
         return make_position(shown, usable(drafted), self._names.size)
 
 
@@ -260,22 +259,8 @@ def _entries(choice: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
     return entries
 
 
-def _top(
-    listed: list[Mapping[str, Any]], taken: Mapping[str, Any], k: int
-) -> list[Mapping[str, Any]]:
-    """The k best entries; one that is there for having been sampled is no candidate.
-
-    On a tie the sampled one goes first.
-    """
-    if len(listed) <= k:
-        return listed
-
-    def order(item: Mapping[str, Any]) -> tuple[float, bool]:
-        value = nats(item.get("logprob"))
-        # What is no number stays, for who knows its place.
-        return -math.inf if math.isnan(value) else -value, _name(item) == _name(taken)
-
-    return sorted(listed, key=order)[:k]
+def _value(item: Mapping[str, Any]) -> float:
+    return nats(item.get("logprob"))
 
 
 def _name(item: Mapping[str, Any]) -> tuple[Any, ...]:

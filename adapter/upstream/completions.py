@@ -6,14 +6,23 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from adapter.candidates import END, Candidate, Draft, Position, Usage, make_position
+from adapter.candidates import Candidate, Draft, Position, Usage, make_position
 from adapter.errors import UpstreamMalformed
 from adapter.prefix import Prefix, prompt_length
-from adapter.upstream.answers import finish_of, logprobs_of, nats, only_choice, usable, usage_of
-from adapter.upstream.capabilities import COMPLETIONS
-from adapter.upstream.names import UNKNOWN, Names, names_of
-from adapter.upstream.pieces import pieces
-from adapter.upstream.printed import LONGEST, Printed, beginning
+from adapter.upstream.answers import (
+    finish_of,
+    logprobs_of,
+    nats,
+    only_choice,
+    top,
+    usable,
+    usage_of,
+)
+from adapter.upstream.capabilities import COMPLETIONS, Capabilities
+from adapter.upstream.names import Names, model_of, names_of
+from adapter.upstream.pieces import is_over, pieces
+from adapter.upstream.printed import LONGEST, Printed, bare, beginning
+from adapter.upstream.speaker import Prompted
 from adapter.upstream.tokens import NOT_SPELT, WRONG_TOKENIZER, is_id
 from adapter.upstream.transport import Endpoint, Transport
 from adapter.upstream.upstream import Allowance
@@ -55,7 +64,7 @@ class NamedByText(UpstreamMalformed):
         )
 
 
-class CompletionsUpstream:
+class CompletionsUpstream(Prompted):
     """A hosted model behind /v1/completions that takes ids and returns top-k log-probabilities.
 
     `run` and `run_stream` take a text as well: see `PromptSpeaker`. Without a vocabulary tokens are
@@ -69,27 +78,14 @@ class CompletionsUpstream:
         self._names = names_of(vocabulary)
         self._k = top_logprobs
         self._own = {} if vocabulary is not None else {"return_tokens_as_token_ids": False}
-        self.capabilities = COMPLETIONS
-        words = UNKNOWN if vocabulary is None else vocabulary.fingerprint
-        where = (endpoint.base_url, endpoint.model, words)
-        self.identity: tuple[str, ...] = ("completions", *where, str(top_logprobs))
-
-    async def draft(
-        self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
-    ) -> Draft:
-        """A run of up to n positions; a greedy one where samples turn out to be of no use."""
-        return await self.run(prefix.ids, n, budget, sampled)
-
-    def stream(
-        self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
-    ) -> AsyncGenerator[Draft, None]:
-        """The same run, a piece for each event."""
-        return self.run_stream(prefix.ids, n, budget, sampled)
+        self.capabilities: Capabilities = COMPLETIONS
+        model = model_of(endpoint, vocabulary)
+        self.identity: tuple[str, ...] = ("completions", *model, str(top_logprobs))
 
     async def run(
         self, prompt: Sequence[int] | str, n: int, budget: Allowance, sampled: bool = False
     ) -> Draft:
-        """The run behind a prompt."""
+        """A run of up to n positions; a greedy one where samples turn out to be of no use."""
         answer = await self._transport.complete(prompt, self._fields(n, sampled), budget)
         usage = usage_of(answer.body, answer.calls)
         try:
@@ -230,7 +226,7 @@ class CompletionsRun:
         self._text += text if isinstance(text, str) else ""
         positions: list[Position] = []
         for key, logprob, shown in _steps(logprobs_of(choice)):
-            self.cut = self.cut or self._over()
+            self.cut = self.cut or is_over(self._drafted, self._n)
             if not self.cut:
                 positions.append(self._position(key, logprob, shown))
                 self._drafted.append(positions[-1].drafted)
@@ -245,12 +241,6 @@ class CompletionsRun:
         check_text(self._text, self._drafted, exact=self._names.size is None)
         return self._finish
 
-    def _over(self) -> bool:
-        if not self._drafted:
-            return False
-        last = self._drafted[-1]
-        return last is None or last.special == END or len(self._drafted) >= self._n
-
     def _position(self, key: str, logprob: float, shown: Mapping[str, Any]) -> Position:
         if self._sampled and not is_id(key):
             raise NamedByText
@@ -262,8 +252,9 @@ def _position(
     key: str, taken: Candidate | None, shown: Mapping[str, Any], names: Names, k: int
 ) -> Position:
     """The position at which a token was taken that goes by a key."""
-    listed = _top({name: nats(value) for name, value in shown.items()}, key, k)
-    found = [names.of_key(name, value) for name, value in listed.items()]
+    values = {name: nats(value) for name, value in shown.items()}
+    listed = top(values, k, values.__getitem__, lambda name: name == key)
+    found = [names.of_key(name, values[name]) for name in listed]
     if names.size is None and len(listed) < k:
         found.append(None)  # tokens that are printed alike have become one
     return make_position(found, usable(taken), names.size)
@@ -286,20 +277,6 @@ def _steps(logprobs: Mapping[str, Any]) -> Iterator[tuple[str, float, dict[str, 
         yield key, nats(logprob), shown
 
 
-def _top(listed: Mapping[str, float], key: str, k: int) -> Mapping[str, float]:
-    """The k best entries; on a tie the sampled token goes first.
-
-    Servers append it where it is none of the k. Keeping it as a candidate would favour tokens for
-    having been sampled.
-    """
-    if len(listed) <= k:
-        return listed
-    # What is no number stays, for who knows its place.
-    order = {name: -math.inf if math.isnan(value) else -value for name, value in listed.items()}
-    ranked = sorted(listed, key=lambda name: (order[name], name == key))
-    return {name: listed[name] for name in ranked[:k]}
-
-
 def check_text(text: str, drafted: list[Candidate | None], exact: bool) -> None:
     """Ids name no bytes, so the text has to agree with what the vocabulary makes of them.
 
@@ -309,7 +286,7 @@ def check_text(text: str, drafted: list[Candidate | None], exact: bool) -> None:
     if exact and expected and text.lstrip() != expected.lstrip():
         raise UpstreamMalformed(NOT_SPELT)
     # Some servers tidy spaces; a prompt cut inside a character is repeated before the text.
-    if text and not _bare(text).endswith(_bare(expected)):
+    if text and not bare(text).endswith(bare(expected)):
         raise UpstreamMalformed(WRONG_TOKENIZER)
 
 
@@ -322,7 +299,3 @@ def _spelling(drafted: list[Candidate | None]) -> str:
         return b"".join(spelt).decode()
     except UnicodeDecodeError:
         return ""
-
-
-def _bare(text: str) -> str:
-    return "".join(text.split())

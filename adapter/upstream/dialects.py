@@ -12,6 +12,7 @@ from adapter.upstream.records import Record
 from adapter.upstream.speaker import PromptSpeaker
 from adapter.upstream.texts import TextUpstream
 from adapter.upstream.transport import Endpoint
+from adapter.upstream.unproven import UnprovenSpeaker
 from adapter.upstream.upstream import Upstream
 from tokenizer_maps.vocabulary import Vocabulary
 
@@ -70,7 +71,9 @@ def connect_chat(
     speaker = ChatSpeaker(endpoint, vocabulary, k, knows)
     if knows.continues == "none":
         return OnceUpstream(speaker)
-    return TextUpstream(speaker, vocabulary)
+    proven = record.findings["continues_by"].how == "measured"
+    asked = speaker if proven else UnprovenSpeaker(speaker, vocabulary)
+    return TextUpstream(asked, vocabulary)
 
 
 def _connected(

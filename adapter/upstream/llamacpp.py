@@ -10,9 +10,10 @@ from adapter.candidates import Candidate, Draft, Position, Usage, make_position
 from adapter.errors import SettingsError, UpstreamMalformed
 from adapter.prefix import Prefix, prompt_length
 from adapter.upstream.answers import finish_of, logprobs_of, nats, only_choice, usable, usage_of
-from adapter.upstream.capabilities import LLAMACPP
-from adapter.upstream.names import UNKNOWN, Names, names_of
+from adapter.upstream.capabilities import LLAMACPP, Capabilities
+from adapter.upstream.names import Names, model_of, names_of
 from adapter.upstream.pieces import pieces
+from adapter.upstream.speaker import Prompted
 from adapter.upstream.tokens import WRONG_TOKENIZER
 from adapter.upstream.transport import Endpoint, Transport
 from adapter.upstream.upstream import Allowance
@@ -46,7 +47,7 @@ _A = "a"
 """A text that the server itself makes the token to force of."""
 
 
-class LlamaCppUpstream:
+class LlamaCppUpstream(Prompted):
     """A model on llama.cpp's server; it takes ids, and shows ids and bytes of every candidate.
 
     The server shows nothing for a token that ends inside a character. So a single position is
@@ -64,30 +65,19 @@ class LlamaCppUpstream:
         letter = _A if vocabulary is None else str(_letter(vocabulary))
         self._forced = {"logit_bias": {letter: _FORCE}}
         known = vocabulary is not None
-        self.capabilities = LLAMACPP if known else replace(LLAMACPP, end_visible=False)
-        words = UNKNOWN if vocabulary is None else vocabulary.fingerprint
-        where = (endpoint.base_url, endpoint.model, words)
-        self.identity: tuple[str, ...] = ("llama.cpp", *where, str(top_logprobs))
+        self.capabilities: Capabilities = (
+            LLAMACPP if known else replace(LLAMACPP, end_visible=False)
+        )
+        model = model_of(endpoint, vocabulary)
+        self.identity: tuple[str, ...] = ("llama.cpp", *model, str(top_logprobs))
 
-    async def draft(
-        self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
+    async def run(
+        self, prompt: Sequence[int] | str, n: int, budget: Allowance, sampled: bool = False
     ) -> Draft:
         """A run of 1 to n positions, greedy; of one position without a drafted token.
 
         A run whose first position is lost costs a second call, for that position alone.
         """
-        return await self.run(prefix.ids, n, budget, sampled)
-
-    def stream(
-        self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
-    ) -> AsyncGenerator[Draft, None]:
-        """The same run, a piece for each event."""
-        return self.run_stream(prefix.ids, n, budget, sampled)
-
-    async def run(
-        self, prompt: Sequence[int] | str, n: int, budget: Allowance, sampled: bool = False
-    ) -> Draft:
-        """The run behind a prompt."""
         _refuse(sampled)
         if n == 1:
             return await self._single(prompt, budget)

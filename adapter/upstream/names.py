@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from adapter.candidates import Candidate
+from adapter.settings import UNKNOWN
 from adapter.upstream.tokens import TokenNames
+from adapter.upstream.transport import Endpoint
 from adapter.upstream.unknown import SpeltNames
 from tokenizer_maps.vocabulary import Vocabulary
-
-UNKNOWN = "unknown"
-"""What stands for the fingerprint of a vocabulary that nobody knows."""
 
 
 class Names(Protocol):
@@ -40,3 +39,9 @@ class Names(Protocol):
 def names_of(vocabulary: Vocabulary | None) -> Names:
     """By the vocabulary, or by the tokens' bytes where it is not known."""
     return SpeltNames() if vocabulary is None else TokenNames(vocabulary)
+
+
+def model_of(endpoint: Endpoint, vocabulary: Vocabulary | None) -> tuple[str, str, str]:
+    """Which model it is, for an Upstream's identity: address, name and tokenizer."""
+    words = UNKNOWN if vocabulary is None else vocabulary.fingerprint
+    return endpoint.base_url, endpoint.model, words

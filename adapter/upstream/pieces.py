@@ -1,10 +1,10 @@
 """A run in pieces, from the events of a streamed completion."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
-from adapter.candidates import Draft, Position, Usage
+from adapter.candidates import END, Candidate, Draft, Position, Usage
 from adapter.upstream.answers import only_choice, usage_of
 from adapter.upstream.printed import Printed
 from adapter.upstream.transport import Answer
@@ -62,6 +62,14 @@ async def pieces(
     finish = None if lost else run.finish(total.completion_tokens)
     if rest or finish is not None or total != told:
         yield Draft(rest, finish, total - told)
+
+
+def is_over(drafted: Sequence[Candidate | None], n: int) -> bool:
+    """Whether what was drafted is all that is wanted: n tokens, an END, or one without a name."""
+    if not drafted:
+        return False
+    last = drafted[-1]
+    return last is None or last.special == END or len(drafted) >= n
 
 
 def _choice(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -47,7 +47,7 @@ class Printed:
                 self._spelt += drafted.token
             self._held.append((position, len(self._spelt)))
         expected, whole = _printed(self._spelt)
-        text = _bare(self._run.text)
+        text = bare(self._run.text)
         if text == expected:
             return self._settled(whole)
         if not expected.startswith(text) and not self._untold(expected, whole):
@@ -101,8 +101,9 @@ def _printed(spelt: bytes) -> tuple[str, int]:
     """How servers print bytes, without spaces, and how many of them: not yet a half character."""
     decoder = getincrementaldecoder("utf-8")("replace")
     text = decoder.decode(spelt)
-    return _bare(text), len(spelt) - len(decoder.getstate()[0])
+    return bare(text), len(spelt) - len(decoder.getstate()[0])
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
+    """A text without its spaces, which some servers tidy."""
     return "".join(text.split())

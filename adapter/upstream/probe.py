@@ -91,6 +91,8 @@ class _Probe:
             self._found("logprobs", False)
             return self._record(None, "it gives no log-probabilities of its candidates")
         self._found("logprobs", True)
+        if self._asking.chat:
+            self._found("limited_by", self._asking.limited_by)
         await self._go_through(self._questions())
         api, reason = self._dialect()
         if api is not None and self._vocabulary is not None:

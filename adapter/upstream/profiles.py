@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
@@ -14,8 +14,8 @@ import httpx
 class Profile:
     """A provider or server: fields of Capabilities, `source` read in its code, spec or answers.
 
-    `unverified` holds the rest: guesses, or None. It is found by the host of a base URL, or by the
-    owner that a server gives its models.
+    `unverified` holds the rest: guesses, or None. `sends`: fields that every question needs there.
+    It is found by the host of a base URL, or by the owner that a server gives its models.
     """
 
     name: str
@@ -25,6 +25,7 @@ class Profile:
     note: str
     source: Mapping[str, Any]
     unverified: Mapping[str, Any]
+    sends: Mapping[str, Any] = field(default_factory=dict)
 
 
 @cache
@@ -45,3 +46,9 @@ def profile_of(base_url: str, owner: str | None = None, chat: bool = False) -> P
     if chat:
         return next((p for p in named if p.endpoint == "chat"), None)
     return next((p for p in named if p.endpoint == "completions"), named[0] if named else None)
+
+
+def always_sent(base_url: str) -> Mapping[str, Any]:
+    """The fields that every chat needs there: OpenRouter drops what a provider does not know."""
+    profile = profile_of(base_url, chat=True)
+    return {} if profile is None else profile.sends

@@ -155,7 +155,7 @@ FIELDS = (
     "logprobs", "k_limit", "continues", "continues_by", "named_by", "before_temperature",
     "before_bias", "appends", "every_step_shown", "end_visible", "scoring", "text_scoring",
     "streams", "streamed_logprobs", "reports_cached", "unknown_fields", "margin", "repeatable",
-    "context",
+    "context", "limited_by",
 )  # fmt: skip
 """The fields of Capabilities that a probe or a profile can tell; `rejection` follows from them."""
 

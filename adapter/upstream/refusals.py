@@ -21,6 +21,8 @@ _HARMLESS = re.compile(
 )
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,40}( [A-Za-z]{1,20})?")
 
+_NEWER = "max_completion_tokens"
+
 _ADVICE = {
     401: "it does not accept the key: check {key_name}",
     403: "the key may not use this model: check {key_name}",
@@ -52,6 +54,8 @@ def out_of_quota(body: Any) -> bool:
 
 
 def _own_words(error: Mapping[str, Any]) -> str:
+    if _text(error, "param") == "max_tokens" and _NEWER in _text(error, "message"):
+        return f"it takes {_NEWER} alone: `adapter probe --chat` finds that out and keeps it"
     harmless = _HARMLESS.search(_text(error, "message"))
     if harmless is not None:
         return harmless[0]

@@ -1,10 +1,12 @@
 """Speaker: asks an API that takes text, and reads its answer; it knows no rule of prefixes."""
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from adapter.candidates import Draft
+from adapter.prefix import Prefix
 from adapter.request import Chat
 from adapter.upstream.capabilities import Capabilities
 from adapter.upstream.upstream import Allowance
@@ -44,24 +46,39 @@ class Speaker(Protocol):
         ...
 
 
-class Prompted(Protocol):
-    """An upstream that can be asked with any prompt, ids or text."""
+class Prompted(ABC):
+    """An upstream that can be asked with any prompt, ids or text; a prefix goes as its ids."""
 
-    @property
-    def capabilities(self) -> Capabilities: ...
+    capabilities: Capabilities
+    identity: tuple[str, ...]
 
-    @property
-    def identity(self) -> tuple[str, ...]: ...
+    async def draft(
+        self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
+    ) -> Draft:
+        """The run behind a prefix."""
+        return await self.run(prefix.ids, n, budget, sampled)
 
+    def stream(
+        self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
+    ) -> AsyncGenerator[Draft, None]:
+        """The same run, a piece for each event."""
+        return self.run_stream(prefix.ids, n, budget, sampled)
+
+    @abstractmethod
     async def run(
         self, prompt: Sequence[int] | str, n: int, budget: Allowance, sampled: bool = False
-    ) -> Draft: ...
+    ) -> Draft:
+        """The run behind a prompt, as `Upstream.draft`."""
 
+    @abstractmethod
     def run_stream(
         self, prompt: Sequence[int] | str, n: int, budget: Allowance, sampled: bool = False
-    ) -> AsyncGenerator[Draft, None]: ...
+    ) -> AsyncGenerator[Draft, None]:
+        """The same run in pieces, as `Upstream.stream`."""
 
-    async def close(self) -> None: ...
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of connections."""
 
 
 class PromptSpeaker:

@@ -25,11 +25,12 @@ class TextUpstream:
     text, read anew, has other tokens than the run's own: everything behind would be another
     distribution than the one the upstream shows when it is asked there. Where it is not known, only
     what stands behind the prefix itself may be kept for others (`Draft.kept`). Greedy runs only.
+    `spelling` are these rules, for whoever draws.
     """
 
     def __init__(self, speaker: Speaker, vocabulary: Vocabulary | None) -> None:
         self._speaker = speaker
-        self._spelling = Spelling(vocabulary)
+        self.spelling = Spelling(vocabulary)
         self.capabilities: Capabilities = replace(
             speaker.capabilities, rejection=False, scoring=None, text_scoring="none"
         )
@@ -40,7 +41,7 @@ class TextUpstream:
     ) -> Draft:
         """A run of n positions, of so many more as finish a character, or of fewer."""
         prompt, said = self._sent(prefix, sampled)
-        run = _TextRun(self._spelling, prefix, n)
+        run = _TextRun(self.spelling, prefix, n)
         draft = await self._speaker.ask(prompt, said, run.asked, budget)
         positions = run.read(draft.positions)
         rest, finish = run.finish(draft.finish_reason)
@@ -51,7 +52,7 @@ class TextUpstream:
     ) -> AsyncGenerator[Draft, None]:
         """The same run; what may still be cut is held back."""
         prompt, said = self._sent(prefix, sampled)
-        run = _TextRun(self._spelling, prefix, n)
+        run = _TextRun(self.spelling, prefix, n)
         owed, reason, told = Usage(), None, 0
         async with aclosing(self._speaker.stream(prompt, said, run.asked, budget)) as pieces:
             async for piece in pieces:

@@ -41,6 +41,8 @@ from adapter.upstream.upstream import Allowance, Call
 LONGEST_STREAM = 10
 """Timeouts that a stream may keep us waiting, all waits together."""
 
+MAX_TOKENS = "max_tokens"
+
 _PRINTABLE = re.compile(r"[!-~]+")
 _CONNECT = 5.0
 _END = 0.2
@@ -138,6 +140,11 @@ class _Question:
         return _ENVELOPE + _ENTRY * (self.tokens + given) * (1 + int(shown))
 
 
+def limited(fields: Mapping[str, Any], by: str) -> Mapping[str, Any]:
+    """The fields, with `max_tokens` under the name that the upstream takes."""
+    return {by if name == MAX_TOKENS else name: value for name, value in fields.items()}
+
+
 def _guessed(messages: Any) -> int:
     """The length of a chat in tokens."""
     return sum(_TURN + len(turn["content"].encode()) for turn in messages)
@@ -146,7 +153,8 @@ def _guessed(messages: Any) -> int:
 class Transport:
     """POSTs to one endpoint's /completions: bounded in time, size, attempts and number.
 
-    `chat`: to its /chat/completions, and prompts are messages.
+    `chat`: to its /chat/completions, and prompts are messages. `limited_by`: how `max_tokens` is
+    called there.
     """
 
     def __init__(
@@ -154,6 +162,7 @@ class Transport:
         endpoint: Endpoint,
         *,
         chat: bool = False,
+        limited_by: str = MAX_TOKENS,
         connect: float = _CONNECT,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
@@ -179,6 +188,7 @@ class Transport:
         self._sdk.organization = self._sdk.project = None
         self._endpoint = endpoint
         self._chat = chat
+        self._limited_by = limited_by
         self._room = asyncio.Semaphore(endpoint.max_concurrency)
         self._breaker = Breaker(self._where)
         self._retries = Retries(sleep)
@@ -299,7 +309,7 @@ class Transport:
 
     def _sent(self, question: _Question) -> AbstractAsyncContextManager[Any]:
         """The request, unread; fields go as they are, the SDK knows not all of them."""
-        model, fields = self._endpoint.model, question.fields
+        model, fields = self._endpoint.model, limited(question.fields, self._limited_by)
         given = question.prompt
         prompt = cast(Any, given if isinstance(given, str) else list(given))
         if question.chat:

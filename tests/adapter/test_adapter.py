@@ -4,40 +4,18 @@ import asyncio
 
 import numpy as np
 import pytest
-import pytest_asyncio
 
 from adapter.adapter import Adapter
 from adapter.candidates import Ending
 from adapter.errors import BadRequest, ContextTooLong, PairError, SettingsError
 from adapter.request import Chat, Message, Request, Sampling
 from tests.support.configured import settings_for
-from tests.support.model_server import model_server
 from tests.support.tiny import tiny
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PROMPT = "The harbour master kept a ledger"
 CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
-
-
-@pytest.fixture(scope="module")
-def server():
-    with model_server(tiny().upstream) as server:
-        yield server
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def build(server):
-    """Adapters with other settings, closed at the end."""
-    built = []
-
-    def make(**more):
-        built.append(Adapter.from_settings(settings_for(server.base_url, **more)))
-        return built[-1]
-
-    yield make
-    for adapter in built:
-        await adapter.close()
 
 
 async def run(adapter, prompt=PROMPT, choice=0, **more):

@@ -9,14 +9,7 @@ from adapter.prefix import Prefix
 from adapter.settings import Settings
 from adapter.upstream.records import Finding, Record, load
 from tests.support.configured import settings_for
-from tests.support.model_server import ModelServer, model_server
-from tests.support.tiny import tiny
-
-
-@pytest.fixture(scope="module")
-def server():
-    with model_server(tiny().upstream) as server:
-        yield server
+from tests.support.model_server import ModelServer
 
 
 @pytest.fixture

@@ -2,21 +2,18 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 
 import httpx
 import numpy as np
 import pytest
-import pytest_asyncio
 import torch
 from transformers import AutoModelForCausalLM
 
-from adapter.adapter import Adapter
 from adapter.candidates import Echo, Ending
 from adapter.errors import BadRequest, UnsupportedParameter
 from adapter.request import Chat, Message, Request, Sampling
-from tests.support.configured import settings_for
-from tests.support.model_server import model_server
 from tests.support.tiny import tiny
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -25,23 +22,8 @@ TEXT = "The harbour master kept a ledger of every ship. 東京の天気 naïve, 
 
 
 @pytest.fixture(scope="module")
-def server():
-    with model_server(tiny().upstream) as server:
-        yield server
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def build(server):
-    built = []
-
-    def make(**more):
-        settings = settings_for(server.base_url, **{"cache": {"url": "none"}} | more)
-        built.append(Adapter.from_settings(settings))
-        return built[-1]
-
-    yield make
-    for adapter in built:
-        await adapter.close()
+def build(build):
+    return partial(build, cache={"url": "none"})
 
 
 @pytest.fixture(scope="module")

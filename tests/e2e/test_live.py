@@ -1,6 +1,14 @@
 """Servers that are no part of this project, as `make test FULL=1` finds them installed.
 
-TEST_VLLM_PYTHON, TEST_LLAMA_CPP_PYTHON and TEST_LITELLM_PYTHON name interpreters that have them.
+A whole run, on a machine that does nothing else, at the root of the project:
+
+    export TEST_VLLM_PYTHON=v/bin/python TEST_LLAMA_CPP_PYTHON=l/bin/python
+    export TEST_LITELLM_PYTHON=p/bin/python
+    python -m pytest -m full -rs --log-cli-level=INFO tests/e2e/test_live.py
+
+It is green where all 14 have passed and none was skipped; the six lines that say "nats over" are
+the table of adapter/upstream/README.md. `tests/support/live.py` and `vllm.py` say how to come by
+these interpreters; the servers are started here, LiteLLM in front of vLLM.
 """
 
 import asyncio

@@ -43,7 +43,8 @@ class Habits:
     the answer begins with what it goes on from. `appends`: a sampled token beyond the top k is
     listed. `loses`: nothing is shown of tokens that end inside a character. `drops`: streams are
     without the chunks that have no text, as LiteLLM's; the last one says how it ended. `dumb`: no
-    log-probabilities, in answers or in streams.
+    log-probabilities, in answers or in streams. `newer`: `max_tokens` is refused, as gpt-5 does.
+    `deaf`: what the assistant said last is left out.
     """
 
     continues: Literal["none", "trailing message", "continue_final_message", "prefix"] = "none"
@@ -56,6 +57,8 @@ class Habits:
     loses: bool = False
     drops: bool = False
     dumb: Literal["no", "always", "streams"] = "no"
+    newer: bool = False
+    deaf: bool = False
 
 
 VLLM = Habits("continue_final_message", "asked ids", most=10**6, strict=False, hides_end=False)
@@ -88,10 +91,14 @@ class ChatServer:
 
     def answer(self, body: Json) -> Response:
         self.requests.append(body)
+        if self.habits.newer and "max_tokens" in body:
+            return _error(_NEWER, "max_tokens", "unsupported_parameter")
         problem = self._problem(body)
         if problem is not None:
             return _error(problem)
         messages, said = body["messages"], None
+        if self.habits.deaf and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
         if self._goes_on(body):
             *messages, last = messages
             said = last["content"]
@@ -247,10 +254,16 @@ def _usage(read: int, produced: int) -> Json:
     }
 
 
-def _error(message: str) -> Response:
+_NEWER = (
+    "Unsupported parameter: 'max_tokens' is not supported with this model. "
+    "Use 'max_completion_tokens' instead."
+)
+
+
+def _error(message: str, param: str | None = None, code: str | None = None) -> Response:
     kind = "invalid_request_error"
     return JSONResponse(
-        {"error": {"message": message, "type": kind, "param": None, "code": None}}, 400
+        {"error": {"message": message, "type": kind, "param": param, "code": code}}, 400
     )
 
 

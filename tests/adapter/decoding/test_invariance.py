@@ -10,6 +10,8 @@ from adapter.errors import ContextTooLong
 from adapter.request import Sampling
 from adapter.upstream.cached import CachedUpstream
 from cache import MemoryCache
+from tests.support.crowd import crowd
+from tests.support.forgetful import Forgetful
 from tests.support.generations import generation, run
 from tests.support.synthetic import Synthetic, vocabulary_of_size
 from tests.support.synthetic_pair import SyntheticReader
@@ -92,28 +94,18 @@ async def test_16_at_once_with_one_cache(lookahead):
     for sampling in (SAMPLINGS["greedy"], SAMPLINGS["seeded"]):
         expected = [await answer(upstream(), prompt, sampling, 1) for prompt in asked]
         shared = CachedUpstream(upstream(latency=1e-4), MemoryCache(10**7, 60.0))
-        gate = asyncio.Semaphore(16)
 
-        async def one(prompt, sampling=sampling, shared=shared, gate=gate):
-            async with gate:
-                return await answer(shared, prompt, sampling, lookahead)
+        async def one(prompt, sampling=sampling, shared=shared):
+            return await answer(shared, prompt, sampling, lookahead)
 
-        assert await asyncio.gather(*map(one, asked)) == expected
+        assert await crowd(one, asked) == expected
 
 
 @pytest.mark.parametrize("lost", ["none", "half", "all"])
 async def test_a_cache_that_is_cold_warm_or_lost_half_way(lost):
-    class Forgetful(MemoryCache):
-        reads = 0
-
-        async def get(self, key):
-            self.reads += 1
-            gone = lost == "all" or (lost == "half" and self.reads % 2)
-            return None if gone else await super().get(key)
-
     for sampling in SAMPLINGS.values():
         expected = await answer(upstream(), (7, 7, 5), sampling, 1)
-        shared = CachedUpstream(upstream(), Forgetful(10**7, 60.0))
+        shared = CachedUpstream(upstream(), Forgetful(lost))
         for lookahead in (16, 1, 3, "stream", "auto"):
             assert await answer(shared, (7, 7, 5), sampling, lookahead) == expected
 

@@ -10,7 +10,7 @@ import pytest
 
 from adapter.budget import Budget
 from adapter.candidates import Draft, Position
-from adapter.errors import BadRequest, UpstreamMalformed
+from adapter.errors import BadRequest, UpstreamMalformed, UpstreamRefused
 from adapter.request import Chat, Message
 from adapter.upstream import Endpoint
 from adapter.upstream.capabilities import CHAT
@@ -20,7 +20,6 @@ from adapter.upstream.tokens import TokenNames
 from tests.support.chat_server import LLAMACPP, VLLM, ChatServer, Habits, chat_server
 from tests.support.tiny import tiny
 from tokenizer_maps.coverage import is_text
-from tokenizer_maps.loading import load_vocabulary
 from tokenizer_maps.vocabulary import Vocabulary
 
 ASKED = Chat((Message("system", "Short."), Message("user", "Where is the harbour?")))
@@ -34,13 +33,8 @@ def server() -> Iterator[ChatServer]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def words() -> Vocabulary:
-    return load_vocabulary(f"hf:{tiny().upstream}")
-
-
-def speaker(server: ChatServer, words: Vocabulary, k: int = 20, **facts: Any) -> ChatSpeaker:
-    return ChatSpeaker(Endpoint(server.base_url, "tiny"), words, k, replace(CHAT, **facts))
+def speaker(server: ChatServer, vocabulary: Vocabulary, k: int = 20, **facts: Any) -> ChatSpeaker:
+    return ChatSpeaker(Endpoint(server.base_url, "tiny"), vocabulary, k, replace(CHAT, **facts))
 
 
 def turns(chat: Chat) -> list[dict[str, str]]:
@@ -84,16 +78,16 @@ async def assert_the_models_own(server: ChatServer, chat: ChatSpeaker, said: str
     return len(draft.positions)
 
 
-async def test_openais_shape_is_the_models_own(server: ChatServer, words: Vocabulary) -> None:
-    chat = speaker(server, words)
+async def test_openais_shape_is_the_models_own(server: ChatServer, vocabulary: Vocabulary) -> None:
+    chat = speaker(server, vocabulary)
     assert await assert_the_models_own(server, chat) > 2
     await chat.close()
 
 
 @pytest.mark.parametrize("form", FORMS)
-async def test_what_was_said_is_gone_on_with(words: Vocabulary, form: Any) -> None:
+async def test_what_was_said_is_gone_on_with(vocabulary: Vocabulary, form: Any) -> None:
     with chat_server(tiny().upstream, Habits(form, strict=False)) as server:
-        chat = speaker(server, words, continues="text", continues_by=form)
+        chat = speaker(server, vocabulary, continues="text", continues_by=form)
         assert await assert_the_models_own(server, chat, SAID) > 2
         last = server.requests[-1]["messages"][-1]
         assert last.pop("prefix", None) is (True if form == "prefix" else None)
@@ -104,9 +98,9 @@ async def test_what_was_said_is_gone_on_with(words: Vocabulary, form: Any) -> No
 
 
 async def test_nothing_marks_a_chat_of_which_nothing_was_said(
-    server: ChatServer, words: Vocabulary
+    server: ChatServer, vocabulary: Vocabulary
 ) -> None:
-    chat = speaker(server, words, continues="text", continues_by="continue_final_message")
+    chat = speaker(server, vocabulary, continues="text", continues_by="continue_final_message")
     await chat.ask(ASKED, "", 1, Budget(1))
     assert server.requests[-1]["messages"] == turns(ASKED)
     assert "continue_final_message" not in server.requests[-1]
@@ -114,19 +108,19 @@ async def test_nothing_marks_a_chat_of_which_nothing_was_said(
 
 
 async def test_every_setting_is_said_and_more_where_it_is_ignored(
-    server: ChatServer, words: Vocabulary
+    server: ChatServer, vocabulary: Vocabulary
 ) -> None:
     """OpenAI refuses fields it does not know; vLLM fills those that are left out."""
     plain = {"temperature": 0, "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0, "n": 1}
     plain |= {"logprobs": True, "top_logprobs": 20, "max_tokens": 1, "stream": False}
     own = {"top_k": EVERY, "min_p": 0, "repetition_penalty": 1, "return_tokens_as_token_ids": True}
-    strict = speaker(server, words)
+    strict = speaker(server, vocabulary)
     await strict.ask(ASKED, "", 1, Budget(1))
     await strict.close()
     sent = server.requests[-1]
     assert {k: v for k, v in sent.items() if k not in ("model", "messages")} == plain
     with chat_server(tiny().upstream, VLLM) as lax:
-        open_handed = speaker(lax, words, unknown_fields="ignored", named_by="ids")
+        open_handed = speaker(lax, vocabulary, unknown_fields="ignored", named_by="ids")
         await open_handed.ask(ASKED, "", 1, Budget(1), sampled=True)
         await open_handed.close()
         sent = lax.requests[-1]
@@ -134,18 +128,30 @@ async def test_every_setting_is_said_and_more_where_it_is_ignored(
     assert {k: v for k, v in sent.items() if k not in ("model", "messages")} == expected
 
 
-async def test_of_unknown_words_tokens_are_asked_for_by_their_bytes(words: Vocabulary) -> None:
+async def test_a_limit_goes_under_the_name_that_is_taken(vocabulary: Vocabulary) -> None:
+    with chat_server(tiny().upstream, Habits(newer=True)) as server:
+        chat = speaker(server, vocabulary, limited_by="max_completion_tokens")
+        assert await assert_the_models_own(server, chat) == 8
+        assert {body["max_completion_tokens"] for body in server.requests} == {8}
+        await chat.close()
+        older = speaker(server, vocabulary)
+        with pytest.raises(UpstreamRefused, match=r"max_completion_tokens.*adapter probe --chat"):
+            await older.ask(ASKED, "", 2, Budget(1))
+        await older.close()
+
+
+async def test_of_unknown_words_tokens_are_asked_for_by_their_bytes(vocabulary: Vocabulary) -> None:
     with chat_server(tiny().upstream, VLLM) as server:
         knows = replace(CHAT, unknown_fields="ignored", named_by="ids")
         chat = ChatSpeaker(Endpoint(server.base_url, "tiny"), None, 5, knows)
         (position, *_) = (await chat.ask(ASKED, "", 1, Budget(1))).positions
         await chat.close()
-    assert all(c.token in words.tokens for c in position.candidates)
+    assert all(c.token in vocabulary.tokens for c in position.candidates)
 
 
-async def test_llama_cpp_repeats_what_it_goes_on_from(words: Vocabulary) -> None:
+async def test_llama_cpp_repeats_what_it_goes_on_from(vocabulary: Vocabulary) -> None:
     with chat_server(tiny().upstream, replace(LLAMACPP, loses=False)) as server:
-        chat = speaker(server, words, continues="text", continues_by="trailing message")
+        chat = speaker(server, vocabulary, continues="text", continues_by="trailing message")
         assert await assert_the_models_own(server, chat, SAID) > 2
         await chat.close()
 
@@ -159,24 +165,28 @@ def answer(*entries: dict[str, Any], content: str | None, finish: str = "length"
     }
 
 
-def run(words: Vocabulary, said: str = "", n: int = 8, k: int = 2, loses: bool = False) -> ChatRun:
-    return ChatRun(TokenNames(words), k, n, said, loses)
+def run(
+    vocabulary: Vocabulary, said: str = "", n: int = 8, k: int = 2, loses: bool = False
+) -> ChatRun:
+    return ChatRun(TokenNames(vocabulary), k, n, said, loses)
 
 
 @pytest.mark.parametrize("content", ["", None, SAID])
-def test_an_end_that_is_not_shown_is_an_empty_run(words: Vocabulary, content: str | None) -> None:
+def test_an_end_that_is_not_shown_is_an_empty_run(
+    vocabulary: Vocabulary, content: str | None
+) -> None:
     """Also where the server repeats what was said: that is nothing new."""
     for loses in (False, True):
-        one = run(words, SAID if content == SAID else "", loses=loses)
+        one = run(vocabulary, SAID if content == SAID else "", loses=loses)
         assert one.read(answer(content=content, finish="stop")) == ()
         assert not one.lost_first
         assert one.finish(0) == "stop"
 
 
 @pytest.mark.parametrize("dumb", ["always", "streams"])
-async def test_answers_without_logprobs_say_what_to_do(words: Vocabulary, dumb: Any) -> None:
+async def test_answers_without_logprobs_say_what_to_do(vocabulary: Vocabulary, dumb: Any) -> None:
     with chat_server(tiny().upstream, Habits(dumb=dumb)) as server:
-        chat = speaker(server, words)
+        chat = speaker(server, vocabulary)
         with pytest.raises(UpstreamMalformed, match="streamed too"):
             await total(chat.stream(ASKED, "", 4, Budget(1)))
         if dumb == "always":
@@ -185,10 +195,10 @@ async def test_answers_without_logprobs_say_what_to_do(words: Vocabulary, dumb: 
         await chat.close()
 
 
-async def test_a_sampled_token_beyond_k_is_no_candidate(words: Vocabulary) -> None:
+async def test_a_sampled_token_beyond_k_is_no_candidate(vocabulary: Vocabulary) -> None:
     beyond = 0
     with chat_server(tiny().upstream, Habits(appends=True)) as server:
-        chat = speaker(server, words, k=3)
+        chat = speaker(server, vocabulary, k=3)
         for _ in range(12):
             draft = await chat.ask(ASKED, "", 6, Budget(1), sampled=True)
             for position in draft.positions:
@@ -200,12 +210,12 @@ async def test_a_sampled_token_beyond_k_is_no_candidate(words: Vocabulary) -> No
 
 
 async def test_printed_parts_of_characters_are_never_taken_for_a_token(
-    words: Vocabulary,
+    vocabulary: Vocabulary,
 ) -> None:
     """Many tokens are printed as U+FFFD, and the bytes given are then those of U+FFFD."""
     parts = 0
     with chat_server(tiny().upstream, Habits(named="printed", most=400)) as server:
-        chat = speaker(server, words, k=400)
+        chat = speaker(server, vocabulary, k=400)
         for user in ("Ça va?", "東京の天気", "🙂 🚢", "It is"):
             asked = Chat((Message("user", user),))
             (position, *_) = (await chat.ask(asked, "", 1, Budget(1))).positions
@@ -221,13 +231,13 @@ async def test_printed_parts_of_characters_are_never_taken_for_a_token(
     assert parts > 100
 
 
-async def test_keys_that_collapse_are_told_apart_by_ids(words: Vocabulary) -> None:
+async def test_keys_that_collapse_are_told_apart_by_ids(vocabulary: Vocabulary) -> None:
     with chat_server(tiny().upstream, replace(VLLM, hides_end=False)) as server:
-        by_id = speaker(server, words, k=400, unknown_fields="ignored", named_by="ids")
+        by_id = speaker(server, vocabulary, k=400, unknown_fields="ignored", named_by="ids")
         (position, *_) = (await by_id.ask(ASKED, "", 1, Budget(1))).positions
         assert len(position.candidates) == 400
         assert position.hidden == 0.0
-        by_text = speaker(server, words, k=400)
+        by_text = speaker(server, vocabulary, k=400)
         (position, *_) = (await by_text.ask(ASKED, "", 1, Budget(1))).positions
         row = server.model.logprobs(server.ids(turns(ASKED)))
         for c in position.candidates:
@@ -249,14 +259,14 @@ def torn(server: ChatServer) -> ChatServer:
     return server
 
 
-async def test_a_run_ends_before_steps_that_are_lost(words: Vocabulary) -> None:
+async def test_a_run_ends_before_steps_that_are_lost(vocabulary: Vocabulary) -> None:
     """llama.cpp shows nothing of tokens that end inside a character."""
     shorter = singles = 0
     with (
         chat_server(tiny().upstream, replace(LLAMACPP, loses=False)) as whole,
         chat_server(tiny().upstream, LLAMACPP) as losing,
     ):
-        full, chat = speaker(torn(whole), words), speaker(torn(losing), words, **LOSING)
+        full, chat = speaker(torn(whole), vocabulary), speaker(torn(losing), vocabulary, **LOSING)
         for user in USERS:
             asked = Chat((Message("user", user),))
             expected = await full.ask(asked, "", 8, Budget(1))
@@ -277,9 +287,9 @@ async def test_a_run_ends_before_steps_that_are_lost(words: Vocabulary) -> None:
     assert singles > 0, "no first position was lost: a weak test"
 
 
-async def test_a_lost_first_step_without_a_way_round_is_an_error(words: Vocabulary) -> None:
+async def test_a_lost_first_step_without_a_way_round_is_an_error(vocabulary: Vocabulary) -> None:
     with chat_server(tiny().upstream, LLAMACPP) as server:
-        chat = speaker(torn(server), words, every_step_shown=False)
+        chat = speaker(torn(server), vocabulary, every_step_shown=False)
         found = set()
         for user in USERS:
             try:
@@ -292,9 +302,9 @@ async def test_a_lost_first_step_without_a_way_round_is_an_error(words: Vocabula
 
 
 async def test_an_answer_is_not_gone_on_with_by_mistake(
-    server: ChatServer, words: Vocabulary
+    server: ChatServer, vocabulary: Vocabulary
 ) -> None:
-    chat = speaker(server, words, continues="text", continues_by="trailing message")
+    chat = speaker(server, vocabulary, continues="text", continues_by="trailing message")
     ends = Chat((*ASKED.messages, Message("assistant", "It")))
     with pytest.raises(BadRequest, match="the last message is the assistant's"):
         await chat.ask(ends, "", 1, Budget(1))
@@ -320,10 +330,10 @@ async def test_an_answer_is_not_gone_on_with_by_mistake(
     ],
 )
 def test_says_what_is_wrong_with_an_answer(
-    words: Vocabulary, choice: dict[str, Any], said: str
+    vocabulary: Vocabulary, choice: dict[str, Any], said: str
 ) -> None:
     def read() -> None:
-        one = run(words)
+        one = run(vocabulary)
         one.read(choice)
         one.finish(1)
 
@@ -331,8 +341,8 @@ def test_says_what_is_wrong_with_an_answer(
         read()
 
 
-def test_more_tokens_than_asked_for_are_cut(words: Vocabulary) -> None:
+def test_more_tokens_than_asked_for_are_cut(vocabulary: Vocabulary) -> None:
     entry = {"token": "a", "logprob": -1.0, "top_logprobs": [{"token": "a", "logprob": -1.0}]}
-    one = run(words, n=1)
+    one = run(vocabulary, n=1)
     assert len(one.read(answer(entry, entry, content="aa"))) == 1
     assert (one.cut, one.finish(2)) == (True, None)

@@ -21,7 +21,6 @@ from tests.adapter.upstream.test_stream import total
 from tests.adapter.upstream.vocabularies import BYTES, Allowed
 from tests.support.model_server import ModelServer, model_server
 from tests.support.tiny import tiny
-from tokenizer_maps.loading import load_vocabulary
 from tokenizer_maps.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.engine
@@ -47,11 +46,6 @@ def one_slot() -> Iterator[Engine]:
     """With two, a request may come before the warm slot is free, and be read anew in the other."""
     with Engine(tiny().gguf, EngineOptions(context=256, slots=1, threads=1)) as engine:
         yield engine
-
-
-@pytest.fixture(scope="module")
-def vocabulary() -> Vocabulary:
-    return load_vocabulary(f"hf:{tiny().upstream}")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The probe against real engines and against servers with other habits."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,31 +10,24 @@ from starlette.responses import JSONResponse, Response
 from adapter.budget import Budget
 from adapter.demo.engine import Engine, EngineOptions
 from adapter.errors import SettingsError, UpstreamMalformed, UpstreamRefused, UpstreamUnavailable
+from adapter.prefix import Prefix
+from adapter.request import Chat, Message
 from adapter.upstream import Endpoint
+from adapter.upstream import profiles as known
 from adapter.upstream.capabilities import CHAT
+from adapter.upstream.dialects import connect_chat
 from adapter.upstream.probe import MOST_CALLS, probe
+from adapter.upstream.profiles import profiles
 from adapter.upstream.records import FIELDS, Record
 from tests.support.chat_server import LLAMACPP as LLAMACPP_CHAT
 from tests.support.chat_server import VLLM as VLLM_CHAT
 from tests.support.chat_server import Habits, chat_server
-from tests.support.model_server import ModelServer, model_server
+from tests.support.model_server import ModelServer
 from tests.support.tiny import tiny
 from tests.support.twisted import Twist, broken_off, refused, twisted
-from tokenizer_maps.loading import load_vocabulary
 from tokenizer_maps.vocabulary import Vocabulary
 
 Json = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ModelServer]:
-    with model_server(tiny().upstream) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def vocabulary() -> Vocabulary:
-    return load_vocabulary(f"hf:{tiny().upstream}")
 
 
 @pytest.fixture
@@ -255,6 +247,7 @@ CHATS = {
     "llama.cpp": (LLAMACPP_CHAT, ("text", "trailing message", 400, "ids", "ignored")),
     "deepseek": (Habits("prefix", strict=False), ("text", "prefix", 20, "bytes", "ignored")),
     "printed": (Habits(named="printed"), ("none", None, 20, "text", "refused")),
+    "gpt-5": (Habits(newer=True), ("none", None, 20, "bytes", "refused")),
 }
 
 
@@ -268,8 +261,39 @@ async def test_every_capability_of_a_chat(vocabulary: Vocabulary, name: str) -> 
     assert record.tier == ("C" if expected[0] == "none" else "B")
     assert record.value("end_visible") is not habits.hides_end
     assert record.value("streamed_logprobs") is True
+    newer = "max_completion_tokens" if habits.newer else "max_tokens"
+    assert record.narrow(CHAT).limited_by == newer
     shown = None if record.value("every_step_shown") is None else not habits.loses
     assert record.value("every_step_shown") is shown
+
+
+async def test_the_limit_that_a_chat_takes_costs_one_call(vocabulary: Vocabulary) -> None:
+    calls = [(await looked(Habits(newer=newer), vocabulary)).calls for newer in (False, True)]
+    assert calls[1] == calls[0] + 1
+
+
+async def test_a_provider_is_told_with_every_question_not_to_drop_fields(
+    vocabulary: Vocabulary, openrouter: None
+) -> None:
+    with chat_server(tiny().upstream, Habits("trailing message", strict=False)) as chat:
+        endpoint = Endpoint(chat.base_url, "tiny")
+        record = await probe(endpoint, Budget(MOST_CALLS), vocabulary, True)
+        assert (record.profile, record.value("unknown_fields")) == ("OpenRouter", "ignored")
+        upstream = connect_chat(endpoint, record, vocabulary, 5)
+        asked = Prefix.of(Chat((Message("user", "Where?"),)))
+        await upstream.draft(asked, 2, Budget(1))
+        assert [piece async for piece in upstream.stream(asked, 2, Budget(1))]
+        await upstream.close()
+    assert len(chat.requests) > 10
+    assert all(body["provider"] == {"require_parameters": True} for body in chat.requests)
+    assert not any("top_k" in body for body in chat.requests)
+
+
+@pytest.fixture
+def openrouter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its profile is that of servers on this machine."""
+    (own,) = [p for p in profiles() if p.name == "OpenRouter"]
+    monkeypatch.setattr(known, "profiles", lambda: (replace(own, hosts=("127.0.0.1",)),))
 
 
 async def test_chat_is_chosen_where_nothing_else_is_found(vocabulary: Vocabulary) -> None:

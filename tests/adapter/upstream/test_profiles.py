@@ -4,10 +4,10 @@ from dataclasses import fields
 
 import pytest
 
-from adapter.upstream.capabilities import COMPLETIONS, LLAMACPP, Capabilities
+from adapter.upstream.capabilities import CHAT, COMPLETIONS, LLAMACPP, Capabilities
 from adapter.upstream.chat import FORMS
 from adapter.upstream.profiles import Profile, profile_of, profiles
-from adapter.upstream.records import FIELDS
+from adapter.upstream.records import FIELDS, assumed
 
 NAMED = {p.name: p for p in profiles()}
 WORDS = {
@@ -16,6 +16,7 @@ WORDS = {
     "scoring": {"chosen", "forced"},
     "text_scoring": {"echo", "forced", "none"},
     "unknown_fields": {"refused", "ignored"},
+    "limited_by": {"max_tokens", "max_completion_tokens"},
 }
 YES_OR_NO = {f.name for f in fields(Capabilities) if f.type in (bool, bool | None)}
 
@@ -81,6 +82,11 @@ def test_how_prefixes_are_continued() -> None:
         "none": {"OpenAI chat", "Azure OpenAI"},
         "?": {"xAI", "Gemini, OpenAI surface"},
     }
+
+
+def test_openais_chats_are_limited_by_the_name_that_all_its_models_take() -> None:
+    record = assumed("https://api.openai.com/v1", "gpt-5.1")
+    assert record.narrow(CHAT).limited_by == "max_completion_tokens"
 
 
 def test_only_sglang_is_known_to_show_logprobs_after_temperature() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from itertools import pairwise
 from typing import Any
@@ -30,10 +30,8 @@ from adapter.upstream.tokens import TokenNames
 from adapter.upstream.transport import Answer, Transport
 from tests.adapter.upstream.test_transport import Naps, endpoint
 from tests.adapter.upstream.vocabularies import BYTES, Allowed, sample, thorough, vocabulary_of
-from tests.support.model_server import ModelServer, model_server
+from tests.support.model_server import ModelServer
 from tests.support.scripted import Reply, Scripted, classic, events, native, scripted
-from tests.support.tiny import tiny
-from tokenizer_maps.loading import load_vocabulary
 from tokenizer_maps.vocabulary import Vocabulary
 
 NAMES = TokenNames(BYTES)
@@ -414,17 +412,6 @@ def test_recorded_scores() -> None:
         300: -20.3883056640625,
         0: -9.831317901611328,
     }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ModelServer]:
-    with model_server(tiny().upstream) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def vocabulary() -> Vocabulary:
-    return load_vocabulary(f"hf:{tiny().upstream}")
 
 
 @pytest.fixture

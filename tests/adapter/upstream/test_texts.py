@@ -1,6 +1,5 @@
 """Prefixes of text: the same steps whatever the draft, the cache or the crowd, to the last bit."""
 
-import asyncio
 from collections import Counter
 from dataclasses import replace
 from itertools import cycle
@@ -17,9 +16,12 @@ from adapter.request import Chat, Message, Sampling
 from adapter.upstream import texts
 from adapter.upstream.cached import CachedUpstream
 from adapter.upstream.lexicon import Lexicon
+from adapter.upstream.once import OnceUpstream
 from adapter.upstream.spelling import Spelling, opening
 from adapter.upstream.texts import TextUpstream
 from cache import MemoryCache
+from tests.support.crowd import crowd
+from tests.support.forgetful import Forgetful
 from tests.support.generations import generation, run
 from tests.support.synthetic_pair import SyntheticReader
 from tests.support.synthetic_text import VOCABULARY, Broken, SyntheticSpeaker
@@ -107,29 +109,19 @@ async def test_16_at_once_with_one_cache(lookahead):
     for sampling in (SAMPLINGS["greedy"], SAMPLINGS["seeded"]):
         expected = [await answer(upstream(), prompt, sampling, 1) for prompt in prompts(6)]
         shared = CachedUpstream(upstream(latency=1e-4), MemoryCache(10**7, 60.0))
-        gate = asyncio.Semaphore(16)
 
-        async def one(prompt, sampling=sampling, shared=shared, gate=gate):
-            async with gate:
-                return await answer(shared, prompt, sampling, lookahead)
+        async def one(prompt, sampling=sampling, shared=shared):
+            return await answer(shared, prompt, sampling, lookahead)
 
-        assert await asyncio.gather(*map(one, asked)) == [expected[i % 6] for i in range(24)]
+        assert await crowd(one, asked) == [expected[i % 6] for i in range(24)]
 
 
 @pytest.mark.parametrize("lost", ["none", "half", "all"])
 async def test_a_cache_that_is_cold_warm_or_lost_half_way(lost):
-    class Forgetful(MemoryCache):
-        reads = 0
-
-        async def get(self, key):
-            self.reads += 1
-            gone = lost == "all" or (lost == "half" and self.reads % 2)
-            return None if gone else await super().get(key)
-
     for sampling in SAMPLINGS.values():
         for prompt in prompts(4):
             expected = await answer(upstream(), prompt, sampling, 1)
-            shared = CachedUpstream(upstream(), Forgetful(10**7, 60.0))
+            shared = CachedUpstream(upstream(), Forgetful(lost))
             for lookahead in (16, 1, 3, "stream", "auto"):
                 assert await answer(shared, prompt, sampling, lookahead) == expected
 
@@ -361,6 +353,21 @@ async def test_an_upstream_that_cannot_go_on_is_exact_up_to_the_first_departure(
         assert steps
         assert [text for text, _ in one.asked] == [prompt]
     assert departed > 20
+
+
+@pytest.mark.parametrize(("seed", "calls"), [(None, 4), (3, 1)])
+async def test_choices_that_draw_each_have_an_answer_of_their_own(seed, calls):
+    """Following another's sample they would soon leave it, and nothing could be had there."""
+    one = SyntheticSpeaker(speaker(k=None).model, continues="none")
+    sampling = Sampling(max_tokens=8 if seed is None else 1, temperature=1.0, seed=seed)
+    frozen, said = Frozen(OnceUpstream(one)), set()
+    for choice in range(4):
+        drawn = generation("hbd", lexicon=LEXICON, sampling=sampling, choice=choice)
+        steps, ending = await run(frozen, drawn)
+        assert len(steps) == sampling.max_tokens or ending.finish_reason == "stop"
+        said.add(tuple(step.token for step in steps))
+    assert len(one.asked) == calls
+    assert len(said) > 1
 
 
 async def test_one_token_can_always_be_had():
