@@ -23,8 +23,8 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _PACE = {
     "acceptance": "Share of drafted tokens kept, the recent ones weighing most.",
     "cached": "Share of prompt tokens that the upstream billed as cached.",
-    "call_seconds": "What an upstream call takes before its first token, as fitted.",
-    "token_seconds": "What each token adds to an upstream call, as fitted.",
+    "call_seconds": "What an upstream call takes whatever it brings, as fitted.",
+    "token_seconds": "What each token adds to a call, the pair's reading included, as fitted.",
 }
 """What the best length of a draft is chosen by."""
 

@@ -41,16 +41,16 @@ class Pace:
 
     @property
     def call_seconds(self) -> float:
-        """What a call takes before its first token."""
+        """What a call takes whatever it brings."""
         return self._calls.fit()[0]
 
     @property
     def token_seconds(self) -> float:
-        """What each token adds to a call."""
+        """What each token adds to a call, the pair's reading of it included."""
         return self._calls.fit()[1]
 
     def called(self, tokens: int, seconds: float) -> None:
-        """A call brought so many tokens after so many seconds."""
+        """A call's tokens were there, and read by the pair, after so many seconds."""
         self._calls.add(float(tokens), seconds)
 
     def billed(self, prompt: int, cached: int) -> None:
@@ -114,12 +114,22 @@ class Stride:
 
 @dataclass(slots=True)
 class _Line:
-    """Least squares of seconds over tokens; the past fades, and a guess holds until it has."""
+    """Least squares of seconds over tokens; the past fades, and a guess holds until it has.
+
+    The guess is of what a call is to a token; how fast both are the first call tells.
+    """
 
     # .3 s a call and .02 s a token, known from two calls that never were.
     _sums: tuple[float, ...] = (2.0, 2.0 * 8, 2.0 * 100, 0.92, 2 * 8 * 0.3 + 200 * 0.02)
+    _guessed: bool = True
 
     def add(self, x: float, y: float) -> None:
+        if self._guessed:
+            self._guessed = False
+            intercept, slope = self.fit()
+            scale = y / (intercept + slope * x)
+            count, xs, squares, ys, products = self._sums
+            self._sums = count, xs, squares, scale * ys, scale * products
         new = (1.0, x, x * x, y, x * y)
         self._sums = tuple(_FORGET * s + t for s, t in zip(self._sums, new, strict=True))
 

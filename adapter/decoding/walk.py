@@ -34,6 +34,7 @@ class Walk:
         self._prefix = generation.prefix
         self._counts: Counter[int] = Counter()
         self._usage = Usage()
+        self._asked: float | None = None  # when, of a call whose answer the pair has still to read
         self.length = 0
         self.strayed = False
         self.ending: Ending | None = None
@@ -52,22 +53,26 @@ class Walk:
             start = time.monotonic()
             first = await self._beside_reading(pieces)
             if first.source == "upstream" and not ask.streamed:
-                pace = self._generation.stride.pace
-                pace.called(len(first.positions), time.monotonic() - start)
+                self._asked = start
             yield first
             async for piece in pieces:
                 yield piece
 
     async def read(self, draft: Draft) -> list[tuple[Position, Offsets]]:
         """Every position of a piece that the text may still come to, with its offsets."""
-        usage = draft.usage
+        usage, stride = draft.usage, self._generation.stride
         self._usage += usage
-        self._generation.stride.pace.billed(usage.prompt_tokens, usage.cached_tokens)
+        stride.pace.billed(usage.prompt_tokens, usage.cached_tokens)
         positions = draft.positions[: self._left]
         reader = self._generation.influence.reader
         if reader is None or not positions:
-            return [(position, nothing(position)) for position in positions]
-        return await self._offsets(reader, positions)
+            found = [(position, nothing(position)) for position in positions]
+        else:
+            found = await self._offsets(reader, positions)
+        if self._asked is not None:
+            stride.pace.called(len(draft.positions), time.monotonic() - self._asked)
+            self._asked = None
+        return found
 
     async def _offsets(
         self, reader: Reader, positions: Sequence[Position]

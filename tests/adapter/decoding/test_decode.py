@@ -5,6 +5,7 @@ import math
 import pytest
 
 from adapter.candidates import END, Candidate, Draft, Position, Usage
+from adapter.decoding import Pace
 from adapter.errors import (
     BadRequest,
     BudgetExceeded,
@@ -16,6 +17,8 @@ from adapter.request import Sampling
 from adapter.upstream.capabilities import COMPLETIONS
 from tests.support import generations
 from tests.support.generations import generation
+from tests.support.synthetic import Synthetic, vocabulary_of_size
+from tests.support.synthetic_pair import SyntheticReader
 
 CALL = Usage(calls=1, prompt_tokens=3, completion_tokens=1)
 
@@ -147,3 +150,48 @@ async def test_an_upstream_that_brings_nothing_is_an_error_and_no_endless_loop(l
     one = generation(sampling=Sampling(max_tokens=4, temperature=0.0), lookahead=lookahead)
     with pytest.raises(UpstreamMalformed, match="no token"):
         await generations.run(mute, one)
+
+
+class Clock:
+    """Time that only passes where a part says so."""
+
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+async def test_a_call_takes_until_the_pair_has_read_it(monkeypatch):
+    """Else a drafted token seems to cost what the upstream takes, and drafts are too long."""
+    clock, pace, size = Clock(), Pace(), 48
+    monkeypatch.setattr("adapter.decoding.walk.time", clock)
+
+    class Slow(Synthetic):
+        async def draft(self, prefix, n, *rest):
+            clock.now += 0.05 + 0.001 * n
+            return await super().draft(prefix, n, *rest)
+
+    class SlowReader(SyntheticReader):
+        async def offsets(self, places):
+            clock.now += 0.002 * len(places)
+            return await super().offsets(places)
+
+        async def whole(self, generated):
+            clock.now += 1.0  # a token's own: it is paid whatever was drafted
+            return await super().whole(generated)
+
+    vocabulary = vocabulary_of_size(size)
+    upstream = Slow(vocabulary, k=6, seed=1, end_visible=False)
+    for lookahead in [1, 2, 3, 4, 8] * 8:
+        one = generation(
+            (7, 7, 5),
+            vocabulary=vocabulary,
+            sampling=Sampling(max_tokens=24, temperature=0.0),
+            reader=SlowReader((7, 7, 5), size, strength=0.2),
+            alpha=1.0,
+            lookahead=lookahead,
+            pace=pace,
+        )
+        await generations.run(upstream, one)
+    assert pace.call_seconds == pytest.approx(0.05, rel=0.05)
+    assert pace.token_seconds == pytest.approx(0.003, rel=0.05)

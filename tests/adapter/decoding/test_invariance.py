@@ -68,10 +68,11 @@ async def count_equal(cases, **changes):
     return tokens
 
 
-async def test_1000_prompts_whatever_the_draft_and_the_draw():
+async def test_252_prompts_whatever_the_draft_and_the_draw():
+    """Each way six times; 1000 times each with FULL=1."""
     ways = cycle((s, n) for s in SAMPLINGS.values() for n in LOOKAHEADS)
-    cases = [(prompt, *next(ways)) for prompt in prompts(1000)]
-    assert await count_equal(cases) > 5000
+    cases = [(prompt, *next(ways)) for prompt in prompts(252)]
+    assert await count_equal(cases) > 1250
 
 
 @pytest.mark.parametrize("hidden", [{"end_visible": False}, {"k": 1}, {"k": None}])

@@ -54,6 +54,34 @@ def test_seconds_are_learnt_from_noisy_calls_of_any_length():
     assert pace.token_seconds == pytest.approx(0.01, abs=0.001)
 
 
+@pytest.mark.parametrize("kept", [0.7, 0.88])
+@pytest.mark.parametrize(("call", "token"), [(0.055, 0.0015), (0.4, 0.025), (1.5, 0.02)])
+@pytest.mark.parametrize("before", [[], [1] * 100, [4] * 32, [64] * 5])
+def test_whatever_was_asked_before_auto_comes_to_a_good_length(kept, call, token, before):
+    """Calls of one length do not tell what a call is and what a token is."""
+    pace = Pace()
+
+    def ask(n):
+        pace.called(n, call + token * n)
+        return cost(n, kept, call, token)
+
+    for n in before:
+        ask(n)
+    least = min(cost(n, kept, call, token) for n in range(1, LONGEST + 1))
+    costs = [ask(pace.best(kept, prefix=100, left=128)) for _ in range(20)]
+    assert np.mean(costs) < 1.15 * least
+    assert costs[-1] < 1.1 * least
+
+
+def test_the_first_call_tells_how_fast_a_model_is_and_not_what_a_call_is_to_a_token():
+    pace = Pace()
+    before, length = pace.call_seconds / pace.token_seconds, pace.best(0.8, 100, LONGEST)
+    pace.called(4, 0.001)
+    assert pace.call_seconds + 4 * pace.token_seconds == pytest.approx(0.001)
+    assert pace.call_seconds / pace.token_seconds == pytest.approx(before)
+    assert pace.best(0.8, 100, LONGEST) == length
+
+
 def test_calls_of_one_length_still_give_a_cost_that_is_no_less_than_nothing():
     pace = Pace()
     for _ in range(1000):

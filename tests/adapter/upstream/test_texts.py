@@ -86,13 +86,14 @@ def whole(token):
         return False
 
 
-async def test_252_prompts_whatever_the_draft_and_the_draw():
+async def test_90_prompts_whatever_the_draft_and_the_draw():
+    """Each way five times; 250 times each with FULL=1."""
     ways = cycle((s, n) for s in SAMPLINGS.values() for n in LOOKAHEADS)
-    flags = await flags_where_equal([(prompt, *next(ways)) for prompt in prompts(252)])
-    assert flags["steps"] > 2000
-    assert flags["retokenised"] > 300
-    assert flags["inside"] > 300
-    assert flags["masked"] > 1000
+    flags = await flags_where_equal([(prompt, *next(ways)) for prompt in prompts(90)])
+    assert flags["steps"] > 700
+    assert flags["retokenised"] > 100
+    assert flags["inside"] > 100
+    assert flags["masked"] > 350
 
 
 @pytest.mark.full
