@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from adapter.budget import Budget
 from adapter.service.parts import Part, Tally, generate, joined
@@ -16,6 +16,12 @@ from adapter.upstream.lookups import Lookups
 
 if TYPE_CHECKING:  # the engine brings torch along, and the wire does not need it
     from adapter.adapter import Adapter
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SHORT = 1024
+"""Bytes of a body, or characters and ids of its prompts, that take a few milliseconds at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +57,8 @@ class Answering:
 async def begin(
     adapter: "Adapter", asked: Asked, budget: Budget, dialect: Dialect, request_id: str
 ) -> Answering:
-    """Check and render all that was asked; no upstream call is made yet. Raises BadRequest kinds.
-
-    In threads: a long prompt takes a while.
-    """
-    jobs = [await asyncio.to_thread(adapter.prepare, r, budget) for r in asked.requests]
+    """Check and render all that was asked; no upstream call is made yet. Raises BadRequest."""
+    jobs = [await unblocking(asked.length, adapter.prepare, r, budget) for r in asked.requests]
     return Answering(
         parts=generate(adapter, jobs),
         envelope=Envelope(dialect, request_id, int(time.time()), asked.model),
@@ -65,6 +68,17 @@ async def begin(
         ),
         lookups=tuple(job.lookups for job in jobs),
     )
+
+
+async def unblocking(length: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What work on so much input gives; other requests are answered all the while.
+
+    A megabyte takes a while to read or to tokenize and goes to a thread; to bring a short one
+    there and back takes longer than the work.
+    """
+    if length > SHORT:
+        return await asyncio.to_thread(work, *args, **kwargs)
+    return work(*args, **kwargs)
 
 
 async def _chain(first: Part, rest: AsyncGenerator[Part, None]) -> AsyncGenerator[Part, None]:

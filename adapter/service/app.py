@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adapter import stages
 from adapter.budget import Budget
 from adapter.errors import AdapterError, ModelNotFound
-from adapter.service.answering import Answering, begin
+from adapter.service.answering import Answering, begin, unblocking
 from adapter.service.auth import Auth
 from adapter.service.disconnect import ClientGone, unless_gone
 from adapter.service.failures import failure
@@ -67,8 +67,8 @@ def create_app(adapter: "Adapter", settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, _refused)
     generation = GenerationRoutes(adapter, settings.limits)
     models = ModelRoutes(adapter.models, int(time.time()))
-    app.add_api_route("/v1/completions", generation.completions, methods=["POST"])
-    app.add_api_route("/v1/chat/completions", generation.chat, methods=["POST"])
+    app.add_route("/v1/completions", generation.completions, methods=["POST"])
+    app.add_route("/v1/chat/completions", generation.chat, methods=["POST"])
     app.add_api_route("/v1/models", models.every, methods=["GET"])
     app.add_api_route("/v1/models/{name:path}", models.one, methods=["GET"])
     tokenizers = TokenizerRoutes(Tokenizer(adapter))
@@ -99,8 +99,8 @@ class GenerationRoutes:
             control = ",".join(request.headers.getlist("cache-control"))
             key: KeySettings | None = request.state.key
             tenant = None if key is None else key.tenant
-            # In a thread: a body of a megabyte takes a while to read.
-            asked = await asyncio.to_thread(read, await _body(request), self.limits)
+            body = await _body(request)
+            asked = await unblocking(len(body), read, body, self.limits)
             asked = asked.using(cache_use(control), tenant)
             budget = self.adapter.budget(asked.model, len(asked.requests), key)
             work = self._generate(asked, budget, dialect, request.state.request_id)

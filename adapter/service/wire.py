@@ -142,10 +142,21 @@ class Asked:
     def trace(self) -> Trace:
         return self.requests[0].trace
 
+    @property
+    def length(self) -> int:
+        """Characters and ids of all prompts."""
+        return sum(_length(request.prompt) for request in self.requests)
+
     def using(self, cache: CacheUse, tenant: str | None = None) -> "Asked":
         """The same, with another use of the cache, among the entries of a tenant."""
         requests = tuple(replace(r, cache=cache, tenant=tenant) for r in self.requests)
         return replace(self, requests=requests)
+
+
+def _length(prompt: Prompt) -> int:
+    if isinstance(prompt, Chat):
+        return sum(len(message.content) for message in prompt.messages)
+    return len(prompt)
 
 
 def cache_use(control: str) -> CacheUse:

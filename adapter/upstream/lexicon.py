@@ -1,7 +1,6 @@
 """Lexicon: the upstream's vocabulary as a draw needs it."""
 
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 
 import numpy as np
 
@@ -28,9 +27,10 @@ class Lexicon:
         spellings: Spellings | None = None,
     ) -> None:
         self._names = None if vocabulary is None else TokenNames(vocabulary)
-        self._count = 0 if vocabulary is None else len(vocabulary.kinds)
         self._spelling = spelling
         self._spellings = spellings
+        # Now, not in a request: 128k tokens take half a second, in which nobody else is served.
+        self._tables = None if vocabulary is None else self._read(len(vocabulary.kinds))
 
     def of_id(self, token: int, logprob: float) -> Candidate | None:
         """The token of that id as a candidate; None where the id has no name."""
@@ -44,12 +44,12 @@ class Lexicon:
     @property
     def words(self) -> Words | None:
         """The word of every token; None where the vocabulary is unknown."""
-        return self._tables[0] if self._count else None
+        return self._tables[0] if self._tables else None
 
     @property
     def hideable(self) -> Flags | None:
         """The ids that are tokens at all; None where the vocabulary is unknown."""
-        return self._tables[1] if self._count else None
+        return self._tables[1] if self._tables else None
 
     def ids(self, position: Position) -> tuple[int, ...]:
         """The candidates as a bridge is asked about them, -1 for one without an id."""
@@ -68,9 +68,8 @@ class Lexicon:
         if self._spelling is not None and self._spelling.drifted(prefix):
             yield "retokenised"
 
-    @cached_property
-    def _tables(self) -> tuple[Words, Flags]:
-        """Both in one pass over the vocabulary, which takes a while."""
-        named = [self.of_id(i, 0.0) for i in range(self._count)]
+    def _read(self, count: int) -> tuple[Words, Flags]:
+        """The words and which ids are tokens, in one pass over the vocabulary."""
+        named = [self.of_id(i, 0.0) for i in range(count)]
         words = token_words((c.token, c.special) if c else (b"", "") for c in named)
         return words, np.array([c is not None for c in named], np.bool_)

@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import (
-    AbstractAsyncContextManager,
     AbstractContextManager,
     AsyncExitStack,
     asynccontextmanager,
@@ -33,6 +32,7 @@ from adapter.stages import stage
 from adapter.upstream.answers import consumed, parsed
 from adapter.upstream.breaker import Breaker
 from adapter.upstream.events import payloads
+from adapter.upstream.joined import joined
 from adapter.upstream.meter import STEP, Meter
 from adapter.upstream.refusals import out_of_quota, refusal
 from adapter.upstream.retries import LONGEST_WAIT, Busy, Retries, Sleep, asked_wait
@@ -58,6 +58,7 @@ logging.getLogger("openai").setLevel(logging.INFO)
 Events = AsyncGenerator[Mapping[str, Any], None]
 _STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 _DONE = b"[DONE]"
+_COMPLETION, _CHAT = ("prompt", "/completions"), ("messages", "/chat/completions")
 _UNSENT = (httpx2.ConnectError, httpx2.ConnectTimeout)
 
 
@@ -168,13 +169,15 @@ class Transport:
     ) -> None:
         # Not httpx: its pool takes three times as long as soon as 32 calls are under way.
         http = httpx2.AsyncClient(
+            transport=joined(
+                httpx2.Limits(
+                    max_connections=None,  # `_room` bounds them
+                    max_keepalive_connections=endpoint.max_concurrency,
+                    keepalive_expiry=30.0,
+                )
+            ),
             trust_env=False,
             follow_redirects=False,
-            limits=httpx2.Limits(
-                max_connections=None,  # `_room` bounds them
-                max_keepalive_connections=endpoint.max_concurrency,
-                keepalive_expiry=30.0,
-            ),
             timeout=httpx2.Timeout(endpoint.timeout, connect=min(connect, endpoint.timeout)),
         )
         # Version 2 of the SDK names httpx in its annotation; it takes clients of httpx2 as well.
@@ -288,36 +291,39 @@ class Transport:
             streams = "text/event-stream" in response.headers.get("content-type", "")
             if question.fields.get("stream") and not streams:
                 raise UpstreamMalformed(f"{self._where} does not stream its answers")
-            yield self._bounded(response.iter_bytes(), question.largest), call
+            yield self._bounded(response.aiter_bytes(), question.largest), call
 
     @asynccontextmanager
     async def _asked(self, question: _Question, call: Call) -> AsyncGenerator[Any, None]:
         """The answer to a question; one that was surely not worked on costs nothing."""
-        async with AsyncExitStack() as stack:
-            # `from None`: the SDK's errors quote the answer, and that may quote the prompt.
-            try:
-                response = await stack.enter_async_context(self._sent(question))
-            except openai.APIConnectionError as error:
-                if isinstance(error.__cause__, _UNSENT):
-                    call.settle(Usage())
-                raise self._broken(error) from None
-            except openai.APIStatusError as error:
-                if error.status_code < 500:
-                    call.settle(Usage())
-                raise self._failure(error) from None
+        # `from None`: the SDK's errors quote the answer, and that may quote the prompt.
+        try:
+            response = await self._sent(question)
+        except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, _UNSENT):
+                call.settle(Usage())
+            raise self._broken(error) from None
+        except openai.APIStatusError as error:
+            if error.status_code < 500:
+                call.settle(Usage())
+            raise self._failure(error) from None
+        try:
             yield response
+        finally:
+            await response.aclose()
 
-    def _sent(self, question: _Question) -> AbstractAsyncContextManager[Any]:
-        """The request, unread; fields go as they are, the SDK knows not all of them."""
-        model, fields = self._endpoint.model, limited(question.fields, self._limited_by)
+    async def _sent(self, question: _Question) -> httpx2.Response:
+        """The answer, unread. Through the SDK's `post`: `create` goes over every field once more,
+        and the SDK knows not all of them."""
         given = question.prompt
-        prompt = cast(Any, given if isinstance(given, str) else list(given))
-        if question.chat:
-            chats = self._sdk.chat.completions.with_streaming_response
-            return chats.create(model=model, messages=prompt, extra_body=fields)
-        return self._sdk.completions.with_streaming_response.create(
-            model=model, prompt=prompt, extra_body=fields
+        name, path = _CHAT if question.chat else _COMPLETION
+        prompt = given if isinstance(given, str) else list(given)
+        fields = limited(question.fields, self._limited_by)
+        body = {"model": self._endpoint.model, name: prompt, **fields}
+        answer = await self._sdk.post(
+            path, cast_to=object, body=body, stream=True, stream_cls=openai.AsyncStream[object]
         )
+        return answer.response
 
     async def _bounded(
         self, chunks: AsyncIterator[bytes], largest: int

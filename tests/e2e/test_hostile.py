@@ -166,11 +166,14 @@ VOCABULARIES = [
 @pytest.mark.parametrize("spec", VOCABULARIES)
 @pytest.mark.parametrize("kind", BAD_KINDS)
 def test_tokenizers_do_not_stall(spec: str, kind: str) -> None:
-    """F8: half a second is the goal, the guard is ten times that."""
+    """F8: half a second is the goal, the guard is ten times that.
+
+    Of this thread's own time: what else runs on the machine is not the tokenizer's doing.
+    """
     vocabulary, text = known(spec), bad(kind).encode()
-    start = time.monotonic()
+    start = time.thread_time()
     ids = vocabulary.encode(text)
-    assert time.monotonic() - start < 5
+    assert time.thread_time() - start < 5
     assert b"".join(vocabulary.tokens[i] for i in ids) == text
 
 
