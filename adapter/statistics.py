@@ -44,7 +44,7 @@ def wilson(right: int, asked: int) -> Interval:
 def bootstrap(
     scores: Sequence[Sequence[float]] | Floats,
     of: Callable[..., Floats],
-    amounts: Sequence[float] | Floats | None = None,
+    amounts: ArrayLike = 1.0,
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -52,14 +52,14 @@ def bootstrap(
     """The percentile interval of something that is made of several systems' results.
 
     `scores` are those of the systems (rows) on the same items (columns); a system's result is their
-    sum over that of the `amounts`, by default 1 an item. Items are drawn with replacement, for all
+    sum over that of its `amounts`, by default 1 an item. Items are drawn with replacement, for all
     systems the same ones. `of` takes each system's results as an array and works by element.
     """
     table = np.asarray(scores, float)
-    sizes = np.ones(table.shape[1]) if amounts is None else np.asarray(amounts, float)
+    sizes = np.broadcast_to(np.asarray(amounts, float), table.shape)
     draws = of(*_drawn(table, sizes, resamples, seed))
     low, high = np.quantile(draws, [0.025, 0.975])
-    value = of(*(table.sum(axis=1) / sizes.sum())[:, None])
+    value = of(*(table.sum(axis=1) / sizes.sum(axis=1))[:, None])
     return Interval(float(value[0]), float(low), float(high))
 
 
@@ -68,7 +68,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
 
     The exact test, two-sided: each such item falls to either side with ½. 1 if there are none.
     """
-    pairs = [(bool(a), bool(b)) for a, b in zip(first, second, strict=True)]
+    pairs = list(zip(first, second, strict=True))
     only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
     apart = only_first + only_second
     ways = sum(math.comb(apart, k) for k in range(min(only_first, only_second) + 1))
@@ -89,9 +89,11 @@ def mean_gap_closed(
 ) -> Interval:
     """`gap_closed` with its interval: the items of each column are drawn on their own.
 
-    A column has the scores of base, proxy and tuned (rows) on the same items, and their amounts.
+    A column has scores and amounts of base, proxy and tuned (rows) on the same items.
     """
-    results = [tuple(map(float, scores.sum(axis=1) / sizes.sum())) for scores, sizes in columns]
+    results = [
+        tuple(map(float, scores.sum(axis=1) / sizes.sum(axis=1))) for scores, sizes in columns
+    ]
     draws = [
         closed(*_drawn(scores, sizes, resamples, seed))
         for seed, (scores, sizes) in enumerate(columns)
@@ -112,6 +114,6 @@ def _drawn(table: Floats, sizes: Floats, resamples: int, seed: int) -> Floats:
     for start in range(0, resamples, _AT_ONCE):
         rows = min(_AT_ONCE, resamples - start)
         picks = rng.integers(0, table.shape[1], (rows, table.shape[1]))
-        sums = [row.take(picks).sum(axis=1) for row in table]
-        parts.append(np.array(sums) / sizes.take(picks).sum(axis=1))
+        sums, totals = ([row.take(picks).sum(axis=1) for row in of] for of in (table, sizes))
+        parts.append(np.array(sums) / np.array(totals))
     return np.concatenate(parts, axis=1)

@@ -11,7 +11,7 @@ from adapter.evaluation.alone import ByItself
 from adapter.evaluation.asking import ask
 from adapter.evaluation.items import Item
 from adapter.evaluation.outcomes import Outcome
-from adapter.evaluation.readers import read
+from adapter.evaluation.readers import read, spaced
 from adapter.evaluation.replies import Strength, System
 from adapter.evaluation.steered import Steered
 from adapter.evaluation.store import Store
@@ -133,7 +133,7 @@ def _shown(items: Sequence[Item], task: Task) -> list[Item]:
     shots, rest = items[: task.shots], items[task.shots :]
     if not rest:
         raise SettingsError(f"tasks.{task.name}: shots takes all {len(items)} items of the data")
-    shown = "".join(f"{item.prompt} {item.answers[0].strip()}\n\n" for item in shots)
+    shown = "".join(f"{item.prompt}{spaced(item.prompt, item.answers[0])}\n\n" for item in shots)
     return [replace(item, prompt=shown + item.prompt) for item in rest]
 
 

@@ -108,7 +108,7 @@ def overall_gaps(tasks: Sequence[Sequence[Measured]]) -> dict[tuple[str, float |
             return {}
         for one in systems:
             table = _table(hosted, one, tuned)
-            if one.alphas and len(table[1]) > 1:
+            if one.alphas and table[1].shape[1] > 1:
                 alpha = None if one.system == FITTED else one.alphas[0]
                 columns[one.system, alpha].append(table)
     return {
@@ -138,7 +138,7 @@ def _interval(kind: str, outcomes: Sequence[Outcome]) -> Interval | None:
 def _beside(kind: str, hosted: Measured, other: Measured) -> tuple[Interval | None, float | None]:
     """The difference to the hosted model, and McNemar's p."""
     scores, sizes = _table(hosted, other)
-    if len(sizes) < 2:
+    if sizes.shape[1] < 2:
         return None, None
     difference = bootstrap(scores, lambda base, result: result - base, sizes)
     return difference, None if kind == TEXT else mcnemar(*(scores > 0))
@@ -148,12 +148,13 @@ def _gap(hosted: Measured, steered: Measured, tuned: Measured | None) -> Interva
     if tuned is None or not steered.alphas:
         return None
     scores, sizes = _table(hosted, steered, tuned)
-    return bootstrap(scores, closed, sizes) if len(sizes) > 1 else None
+    return bootstrap(scores, closed, sizes) if sizes.shape[1] > 1 else None
 
 
 def _table(*systems: Measured) -> tuple[Floats, Floats]:
-    """Scores (systems × items) and amounts of the items that all were asked."""
+    """Scores and amounts (systems × items) of the items that all were asked."""
     by_item = [{one.item: one for one in system.outcomes} for system in systems]
     common = [item for item in by_item[0] if all(item in asked for asked in by_item)]
     scores = [[asked[item].score for item in common] for asked in by_item]
-    return np.array(scores, float), np.array([by_item[0][item].amount for item in common], float)
+    sizes = [[asked[item].amount for item in common] for asked in by_item]
+    return np.array(scores, float), np.array(sizes, float)

@@ -253,4 +253,5 @@ def _filled(
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     rule = ["---", *["--:"] * (len(head) - 1)]
-    return [f"| {' | '.join(row)} |" for row in (head, rule, *body)]
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in (head, rule, *body)]
+    return [f"| {' | '.join(row)} |" for row in rows]

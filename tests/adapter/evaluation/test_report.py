@@ -101,6 +101,24 @@ def test_a_text_is_told_in_bits_per_byte():
     assert "gap closed (95 %)" not in adapted
 
 
+def test_the_bytes_of_a_text_are_each_systems_own():
+    """A tokenizer whose first, free, token is shorter leaves more bytes to be told."""
+    asked = [
+        *outcomes("hosted", [12.0, 12.0], amount=3.0),
+        *outcomes("anti-expert", [12.0, 12.0], amount=4.0),
+    ]
+    _, (_, other), _ = tables(report([TEXT], asked, {}, {}))
+    assert other["result (95 %)"] == "3.000 (3.000 to 3.000)"
+    assert other["− hosted (95 %)"] == "-1.000 (-1.000 to -1.000)"
+
+
+def test_a_bar_in_a_name_does_not_part_cells():
+    page = report(
+        [replace(TASK, name="a|b")], [replace(one, task="a|b") for one in everyone()], {}, {}
+    )
+    assert "| a\\|b |" in page
+
+
 def test_one_text_alone_has_no_interval():
     asked = [*outcomes("hosted", [8.0], amount=4.0), *outcomes("tuned", [6.0], amount=4.0)]
     _, results, _ = tables(report([TEXT], asked, {}, {}))
