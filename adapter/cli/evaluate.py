@@ -18,6 +18,10 @@ if TYPE_CHECKING:  # loaded when used, so that --help is quick
     from adapter.evaluation.run import Run
 
 
+_LINES = 20
+"""Lines that tell how far a run is."""
+
+
 class Fitted(StrEnum):
     """What can be fitted."""
 
@@ -140,10 +144,17 @@ def _progress() -> "Iterator[Watch]":
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("reading models and data", total=None)
+        told = -1
 
         def watch(moment: "Moment") -> None:
+            nonlocal told
             progress.update(
                 bar, completed=moment.done, total=moment.total, description=moment.about
             )
+            if told < (part := _LINES * moment.done // moment.total):  # for logs too
+                told = part
+                left = progress.tasks[0].time_remaining
+                when = "" if left is None else f", {left / 60:.0f} minutes left"
+                console.print(f"{moment.done} of {moment.total}: {moment.about}{when}")
 
         yield watch

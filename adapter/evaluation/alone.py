@@ -11,7 +11,7 @@ from adapter.evaluation.replies import Reply, Scored, Strength
 from adapter.evaluation.steered import MOST, asked_with, behind
 from adapter.evaluation.suite import Task
 from adapter.model import Model
-from adapter.pair.alone import Alone
+from adapter.pair.alone import Alone, Floats
 from adapter.pair.reader import ANTIEXPERT
 from adapter.request import Chat
 from adapter.steering import log_sum
@@ -43,13 +43,10 @@ class ByItself:
             max(1, behind(ids, answer, self._words)) if prompt else 1
             for ids, answer in zip(texts, answers, strict=True)
         ]
-        shared = min(starts)
-        while any(ids[:shared] != texts[0][:shared] for ids in texts):
-            shared -= 1
         async with self._reading() as alone:
-            found = await alone.chances(texts[0][:shared], [ids[shared:] for ids in texts])
+            found = await _chances(alone, texts, min(starts))
         scored = tuple(
-            self._scored(ids[start:], float(its[start - shared :].sum()))
+            self._scored(ids[start:], float(its[start - 1 :].sum()))
             for ids, start, its in zip(texts, starts, found, strict=True)
         )
         return [Reply(scored) for _ in wanted]
@@ -112,3 +109,16 @@ class ByItself:
             yield alone
         finally:
             alone.close()
+
+
+async def _chances(alone: Alone, texts: Sequence[tuple[int, ...]], start: int) -> list[Floats]:
+    """ln p of each token of some texts but their first ones; NaN before `start`.
+
+    What they have in common there is read once; texts that begin in different ways one by one.
+    """
+    if any(ids[:start] != texts[0][:start] for ids in texts):
+        start = 1
+    if any(ids[:start] != texts[0][:start] for ids in texts):
+        return [(await alone.chances(ids[:1], [ids[1:]]))[0] for ids in texts]
+    found = await alone.chances(texts[0][:start], [ids[start:] for ids in texts])
+    return [np.concatenate([np.full(start - 1, np.nan), its]) for its in found]

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapter.adapter import Adapter
-from adapter.errors import SettingsError
+from adapter.errors import BadRequest, SettingsError
 from adapter.evaluation.alone import ByItself
 from adapter.evaluation.asking import ask
 from adapter.evaluation.items import Item
-from adapter.evaluation.readers import read
+from adapter.evaluation.outcomes import Outcome
+from adapter.evaluation.readers import read, spaced
 from adapter.evaluation.replies import Strength, System
 from adapter.evaluation.steered import Steered
 from adapter.evaluation.store import Store
@@ -99,11 +100,21 @@ async def evaluate(
             nonlocal done
             for one in left:
                 watch(Moment(done, len(work), f"{one.task.name}, {one.wanted[0].system}"))
-                store.add(await ask(one.system, one.task, one.item, one.wanted))
+                store.add(await _asked(one))
                 done += 1
                 watch(Moment(done, len(work), f"{one.task.name}, {one.wanted[0].system}"))
 
         await together(worker() for _ in range(system.at_once))
+
+
+async def _asked(one: _Work) -> list[Outcome]:
+    """What came of an item; what cannot be asked is named."""
+    try:
+        return await ask(one.system, one.task, one.item, one.wanted)
+    except BadRequest as error:
+        raise SettingsError(
+            f"tasks.{one.task.name}, item {one.item.name}, {one.wanted[0].system}: {error}"
+        ) from error
 
 
 def _work(
@@ -122,7 +133,7 @@ def _shown(items: Sequence[Item], task: Task) -> list[Item]:
     shots, rest = items[: task.shots], items[task.shots :]
     if not rest:
         raise SettingsError(f"tasks.{task.name}: shots takes all {len(items)} items of the data")
-    shown = "".join(f"{item.prompt} {item.answers[0].strip()}\n\n" for item in shots)
+    shown = "".join(f"{item.prompt}{spaced(item.prompt, item.answers[0])}\n\n" for item in shots)
     return [replace(item, prompt=shown + item.prompt) for item in rest]
 
 

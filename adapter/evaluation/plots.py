@@ -193,4 +193,4 @@ def _bars(task: TaskInfo, one: Measured) -> list[list[float]] | None:
         return None
     low, high = _edges(task, one)
     value = _unit(task) * one.result
-    return [[value - low], [high - value]]
+    return [[max(0.0, value - low)], [max(0.0, high - value)]]  # rounding may cross them at 100 %

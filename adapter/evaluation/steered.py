@@ -63,7 +63,7 @@ class Steered:
         room = min(window, self._adapter.limits.echo_tokens)
         vocabularies = (self._words, self._model.pair.vocabulary)
         longest = max(len(words.start) + len(words.encode(text.encode())) for words in vocabularies)
-        return longest <= min(room, self._model.pair.window)
+        return longest < min(room + 1, self._model.pair.window)  # a call is for a token more
 
     async def scored(
         self, prompt: str, answers: Sequence[str], wanted: Sequence[Strength]

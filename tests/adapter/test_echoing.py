@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from adapter.candidates import Echo, Ending
 from adapter.errors import BadRequest, UnsupportedParameter
+from adapter.pair.reader import Reader
 from adapter.request import Chat, Message, Request, Sampling
 from tests.support.tiny import tiny
 
@@ -276,11 +277,19 @@ async def test_labels_of_several_tokens_need_an_upstream_that_goes_on(build, ser
 
 @pytest.mark.parametrize("other", [False, True], ids=["identity", "bridged"])
 @pytest.mark.parametrize("k", [3, 20])
-async def test_several_strengths_at_once_are_what_they_are_one_by_one(build, server, other, k):
+async def test_several_strengths_at_once_are_what_they_are_one_by_one(
+    build, server, monkeypatch, other, k
+):
     """From any token on; one call, and the pair reads as often as for one of them."""
     adapter = build(other=other, top_logprobs=k)
-    batches = []
+    batches, surveyed, whole_of = [], [], Reader.whole
     adapter._models["tiny"].pair.watch(batches.append)
+
+    async def counted(reader, generated):
+        surveyed.append(generated)
+        return await whole_of(reader, generated)
+
+    monkeypatch.setattr(Reader, "whole", counted)
     alphas, start = (0.0, 0.5, 1.0, 3.0), 9
 
     def job(alpha):
@@ -295,9 +304,11 @@ async def test_several_strengths_at_once_are_what_they_are_one_by_one(build, ser
         read.append(len(batches))
     before = len(server.requests)
     batches.clear()
+    surveyed.clear()
     together = await adapter.scores(job(alphas[-1]), alphas, start)
     assert len(server.requests) == before + 1
     assert len(batches) == read[-1] == max(read)
+    assert len(surveyed) == len(set(surveyed)) == len(together[0].steps) >= 20
     whole, _, _ = await echoed(adapter, alpha=3.0)
     assert len(together[-1].steps) == len(whole.steps) - start + 1
     for ours, theirs in zip(together, alone, strict=True):

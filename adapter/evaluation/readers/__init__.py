@@ -82,13 +82,13 @@ def _answers(record: Record, prompt: str, kind: str) -> tuple[str, ...]:
     if count < 2:
         raise SettingsError(f"{record.place}: kind '{kind}' needs two options or more")
     if kind == "answers":
-        return tuple(_spaced(prompt, option) for option in record.options)
+        return tuple(spaced(prompt, option) for option in record.options)
     if count > len(_LABELS):
         raise SettingsError(f"{record.place}: {count} options are more than there are letters")
     return tuple(_LABELS[:count])
 
 
-def _spaced(prompt: str, answer: str) -> str:
+def spaced(prompt: str, answer: str) -> str:
     """An answer as it goes on from its prompt: behind a space, unless one of them has it."""
     apart = prompt[-1:].isspace() or answer[:1].isspace()
     return answer if apart or not prompt else f" {answer}"

@@ -63,6 +63,8 @@ def test_results_report_and_plots(files, tmp_path):
         "asked: expert news",
     ]
     assert lines[-1] == f"{out / 'report.md'} has more"
+    told = [line.split(":")[0] for line in result.stderr.splitlines() if " of 12: " in line]
+    assert told == [f"{done} of 12" for done in range(13)]
     page = (out / "report.md").read_text("utf-8")
     assert "6 questions" in page
     for plot in ("asked-results.png", "asked-alpha.png"):

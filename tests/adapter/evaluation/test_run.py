@@ -243,3 +243,12 @@ async def test_pieces_of_one_of_several_texts_are_not_parted(evaluated, tmp_path
     groups = found.groups["text"]
     assert len(set(groups.values())) == 2
     assert {name.split("#")[0] for name in groups} == set(groups.values())
+
+
+async def test_an_item_that_cannot_be_asked_is_named(evaluated, tmp_path):
+    long = ("ship " * 600, ["a", "b"], [0])
+    write_questions(tmp_path / "questions.jsonl", [*QUESTIONS, long])
+    with pytest.raises(
+        SettingsError, match=r"tasks\.asked, item \w+, hosted: the text is longer than"
+    ):
+        await evaluated(ANSWERS, alphas=[1])

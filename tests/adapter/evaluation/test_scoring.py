@@ -179,6 +179,19 @@ async def writes_as_transformers(system, model, words):
     assert cut.answer == reply.answer[: reply.answer.index(stop)]
 
 
+async def test_answers_that_share_no_token_by_themselves(build):
+    """The border lies inside the first token of each: there is nothing to read once."""
+    adapter = build(pair={"dtype": "float64"})
+    system, words = ByItself(adapter.model("tiny"), "news"), adapter.vocabulary("tiny")
+    model, answers = loaded(tiny().expert), ["t isn", "s the tide"]
+    (reply,) = await system.scored("i", answers, system.strengths)
+    texts = [words.encode(("i" + answer).encode()) for answer in answers]
+    assert texts[0][0] != texts[1][0]
+    for ids, scored in zip(texts, reply.scored, strict=True):
+        assert scored.logprob == pytest.approx(sum(chances(model, ids)), abs=1e-9)
+        assert scored.tokens == len(ids) - 1
+
+
 async def test_labels_by_itself(build):
     adapter = build(pair={"dtype": "float64"})
     system, words = ByItself(adapter.model("tiny"), "news"), adapter.vocabulary("tiny")
