@@ -143,7 +143,10 @@ def test_help_is_quick_and_carries_examples():
 
 @pytest.mark.reliability("E5")
 def test_stopping_leaves_nobody_without_a_word(file, measured):
-    """Of 50 streams and 20 plain requests half end by themselves in time, and half would never."""
+    """Of 50 streams and 12 plain requests half end by themselves in time, and half would never.
+
+    Together they are fewer than the service answers at once.
+    """
     patience = count(20)
     command = [sys.executable, "-c", STOPPING, str(patience), "serve", file, "--port", "0"]
     with (
@@ -167,11 +170,11 @@ def test_stopping_leaves_nobody_without_a_word(file, measured):
         def plain(number: int) -> httpx.Response:
             return httpx.post(url, json=body(number), timeout=2 * WAIT)
 
-        with ThreadPoolExecutor(70) as pool:
-            answers = [pool.submit(plain, number) for number in range(20)]
+        with ThreadPoolExecutor(62) as pool:
+            answers = [pool.submit(plain, number) for number in range(12)]
             streams = [pool.submit(stream, number) for number in range(50)]
             begun.wait(WAIT)
-            assert {it.stdout.readline() for _ in range(70)} == {"runs settled\n"}
+            assert {it.stdout.readline() for _ in range(62)} == {"runs settled\n"}
             it.send_signal(signal.SIGTERM)
             told = time.monotonic()
             texts = [stream.result(2 * WAIT) for stream in streams]
@@ -183,7 +186,7 @@ def test_stopping_leaves_nobody_without_a_word(file, measured):
     lasts = [json.loads(t.strip().rpartition("data: ")[2]) for t in texts[1::2]]
     assert all(text.endswith("data: [DONE]\n\n") for text in texts[::2])
     assert [last["error"]["code"] for last in lasts] == ["service_stopping"] * 25
-    assert [answer.json()["choices"][0]["text"] for answer in wholes[::2]] == ["Hi"] * 10
+    assert [answer.json()["choices"][0]["text"] for answer in wholes[::2]] == ["Hi"] * 6
     for answer in wholes[1::2]:
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         assert answer.headers["x-should-retry"] == "true"
@@ -191,7 +194,7 @@ def test_stopping_leaves_nobody_without_a_word(file, measured):
         assert answer.json()["error"]["code"] == "service_stopping"
     assert it.returncode == 0
     measured(
-        f"50 streams and 20 plain requests, {patience} s to end",
-        f"35 finished, 25 error events, 10 times 503, exit 0 after {took:.1f} s",
+        f"50 streams and 12 plain requests, {patience} s to end",
+        f"31 finished, 25 error events, 6 times 503, exit 0 after {took:.1f} s",
         met=took <= 30,
     )
