@@ -12,12 +12,13 @@ from adapter.prefix import Prefix
 from adapter.request import CacheUse
 from adapter.upstream.capabilities import Capabilities
 from adapter.upstream.lookups import Lookups
-from adapter.upstream.runs import dump_scores, load_run, load_scores, split_run
+from adapter.upstream.runs import cut_run, dump_scores, load_run, load_scores, split_run
 from adapter.upstream.upstream import Allowance, Upstream
 from cache import Cache, Flight, Keys, place, seal, unseal
 
 _RUN = b"run 2"
 _SCORES = b"scores 1"
+_TEXT = b"text 1"
 # Part of every key: an entry of another format is a miss.
 
 Scores = tuple[dict[int, float], Usage]
@@ -150,9 +151,26 @@ class CachedUpstream:
         return scores, usage
 
     async def positions(self, ids: Sequence[int], budget: Allowance) -> Draft:
-        """The upstream's; neither stored nor shared."""
-        self.lookups.count(hit=False)
-        return await self._inner.positions(ids, budget)
+        """The stored positions of this whole text, else the upstream's, which are then stored."""
+        whole, length = Prefix.of(ids), len(ids) - 1
+
+        async def fetch() -> Draft:
+            known = await self._read_text(whole, length)
+            if known is not None:
+                return known
+            fresh = await self._inner.positions(ids, budget)
+            if len(fresh.positions) >= length:
+                text = Draft(fresh.positions[:length], None, Usage())
+                for start, payload in cut_run(text):
+                    await self._write(self._key(_text(start), whole), payload)
+            return fresh
+
+        key = self._key(_text(0), whole)
+        draft, mine = await self._shared(self._drafting, key, fetch)
+        if not mine:
+            draft = replace(draft, usage=Usage(), source="cache")
+        self.lookups.count(draft.source == "cache")
+        return draft
 
     async def close(self) -> None:
         """Close the upstream; the cache is shared and stays open."""
@@ -207,6 +225,16 @@ class CachedUpstream:
         blob = await self._cache.get(place(key))
         return None if blob is None else unseal(key, blob)
 
+    async def _read_text(self, whole: Prefix, length: int) -> Draft | None:
+        """So many positions of a text, from as many entries as they take; None if one is lost."""
+        positions: list[Position] = []
+        while len(positions) < length:
+            payload = await self._read(self._key(_text(len(positions)), whole))
+            if payload is None:
+                return None
+            positions += load_run(payload).positions
+        return Draft(tuple(positions), None, Usage(), source="cache")
+
     async def _write(self, key: bytes, payload: bytes) -> None:
         if self._cache is not None and self._use != "bypass":
             await self._cache.put(place(key), seal(key, payload))
@@ -223,6 +251,11 @@ class CachedUpstream:
         else:
             self._rests[prefix.digest] = replace(run, positions=tail)
         return Draft(head, None, run.usage, run.source)
+
+
+def _text(start: int) -> bytes:
+    """The kind of the entry of a text that has so many positions before it."""
+    return b"%s %d" % (_TEXT, start)
 
 
 def _kept(run: Draft) -> Draft:

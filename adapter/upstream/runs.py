@@ -16,15 +16,23 @@ LARGEST = 64 * 1024
 
 def split_run(prefix: Prefix, run: Draft) -> Iterator[tuple[Prefix, bytes]]:
     """A run as entries of bounded size, each with the prefix that it stands behind."""
-    positions, start = run.positions, 0
-    while True:
-        end, payload = _fitting(run, start)
-        yield prefix, payload
-        for position in positions[start:end]:
+    done = 0
+    for start, payload in cut_run(run):
+        for position in run.positions[done:start]:
             if position.drafted is None or position.drafted.id is None:
                 return  # what comes behind cannot be named
             prefix = prefix.extend(position.drafted)
-        if end >= len(positions):
+        yield prefix, payload
+        done = start
+
+
+def cut_run(run: Draft) -> Iterator[tuple[int, bytes]]:
+    """A run as entries of bounded size, each with the number of positions before it."""
+    start = 0
+    while True:
+        end, payload = _fitting(run, start)
+        yield start, payload
+        if end >= len(run.positions):
             return
         start = end
 

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -164,13 +165,16 @@ class Watched(MemoryCache):
         super().__init__(10**8, 60)
         self.reads = 0
         self.sizes: list[int] = []
+        self.places: list[bytes] = []
+        self.lost: bytes | None = None
 
     async def get(self, key: bytes) -> bytes | None:
         self.reads += 1
-        return await super().get(key)
+        return None if key == self.lost else await super().get(key)
 
     async def put(self, key: bytes, value: bytes) -> None:
         self.sizes.append(len(value))
+        self.places.append(key)
         await super().put(key, value)
 
 
@@ -562,3 +566,44 @@ async def test_the_time_an_answer_takes_does_not_tell_what_another_tenant_asked(
     assert own < 0.2
     assert abs(others - 0.5) < 0.2  # at n = 100 chance alone is 0.04
     measured(f"n = {many:,}", f"AUC {others:.3f}", met=0.45 <= others <= 0.55)
+
+
+async def test_a_text_given_twice_is_asked_once() -> None:
+    inner, cache = endless(), MemoryCache(10**7, 60)
+    ids, other = [1, *[j % 7 for j in range(100)]], [1, *[j % 5 for j in range(100)]]
+    fresh = await CachedUpstream(inner, cache).positions(ids, Allowed())
+    reader = CachedUpstream(inner, cache).for_request()
+    again = await reader.positions(ids, Allowed())
+    assert (again.positions, again.source) == (fresh.positions[:100], "cache")
+    assert (again.usage, reader.lookups, inner.calls) == (Usage(), Lookups(hits=1), 1)
+    for elsewhere in (other, ids[:-1], ids[1:]):
+        calls = inner.calls
+        found = await reader.positions(elsewhere, Allowed())
+        assert (found.source, inner.calls) == ("upstream", calls + 1)
+    hidden = CachedUpstream(inner, cache).for_request(tenant="other")
+    assert (await hidden.positions(ids, Allowed())).source == "upstream"
+
+
+async def test_a_text_of_which_an_entry_is_lost_is_asked_again() -> None:
+    inner, cache = endless(), Watched()
+    ids = [j % 7 for j in range(100)]
+    fresh = await CachedUpstream(inner, cache).positions(ids, Allowed())
+    whole = cache.reads
+    assert (await CachedUpstream(inner, cache).positions(ids, Allowed())).source == "cache"
+    assert cache.reads - whole > 1
+    cache.lost = cache.places[1]
+    again = await CachedUpstream(inner, cache).positions(ids, Allowed())
+    assert (again.positions, again.source, inner.calls) == (fresh.positions, "upstream", 2)
+    assert cache.places.count(cache.lost) == 2
+
+
+async def test_an_answer_that_lacks_part_of_a_text_is_not_kept() -> None:
+    class Short(Synthetic):
+        async def positions(self, ids: Sequence[int], budget: Allowance) -> Draft:
+            whole = await super().positions(ids, budget)
+            return replace(whole, positions=whole.positions[:2])
+
+    inner, cache = Short(vocabulary_of_size(9)), Watched()
+    for asked in (1, 2):
+        await CachedUpstream(inner, cache).positions([1, 2, 3, 4], Allowed())
+        assert (inner.calls, cache.places) == (asked, [])
