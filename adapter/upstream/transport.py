@@ -32,7 +32,6 @@ from adapter.stages import stage
 from adapter.upstream.answers import consumed, parsed
 from adapter.upstream.breaker import Breaker
 from adapter.upstream.events import payloads
-from adapter.upstream.joined import joined
 from adapter.upstream.meter import STEP, Meter
 from adapter.upstream.refusals import out_of_quota, refusal
 from adapter.upstream.retries import LONGEST_WAIT, Busy, Retries, Sleep, asked_wait
@@ -169,15 +168,13 @@ class Transport:
     ) -> None:
         # Not httpx: its pool takes three times as long as soon as 32 calls are under way.
         http = httpx2.AsyncClient(
-            transport=joined(
-                httpx2.Limits(
-                    max_connections=None,  # `_room` bounds them
-                    max_keepalive_connections=endpoint.max_concurrency,
-                    keepalive_expiry=30.0,
-                )
-            ),
             trust_env=False,
             follow_redirects=False,
+            limits=httpx2.Limits(
+                max_connections=None,  # `_room` bounds them
+                max_keepalive_connections=endpoint.max_concurrency,
+                keepalive_expiry=30.0,
+            ),
             timeout=httpx2.Timeout(endpoint.timeout, connect=min(connect, endpoint.timeout)),
         )
         # Version 2 of the SDK names httpx in its annotation; it takes clients of httpx2 as well.

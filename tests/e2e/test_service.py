@@ -190,7 +190,10 @@ def test_the_python_client(address):
             client.stream(model="tiny", prompt=PROMPTS[3], temperature=0, max_tokens=TOKENS)
         )
         assert "".join(s.text for s in steps) == answer.text
-        assert [s.offset for s in steps] == [s.offset for s in answer.steps]
+        # Another length of draft is another forward, which rounds in its own way.
+        assert [s.offset for s in steps] == pytest.approx(
+            [s.offset for s in answer.steps], abs=1e-5
+        )
         with pytest.raises(ModelNotFound, match="no model 'gone'"):
             client.complete(model="gone", prompt="x")
 
