@@ -50,10 +50,11 @@ class Flight(Generic[T]):
             await asyncio.wait({shared.task})
         finally:
             shared.waiting -= 1
-            if not shared.waiting and not shared.task.done():
-                self._forget(key, shared.task)
-                shared.task.cancel()
-                await asyncio.wait({shared.task})
+            if not shared.waiting:
+                if not shared.task.done():
+                    self._forget(key, shared.task)
+                    shared.task.cancel()
+                    await asyncio.wait({shared.task})
                 _ = shared.task.cancelled() or shared.task.exception()  # seen by nobody else
 
     def _forget(self, key: bytes, task: "asyncio.Task[T] | None") -> None:

@@ -169,3 +169,24 @@ async def test_an_error_after_everyone_left_is_nobodys(caplog: pytest.LogCapture
     del asked, flight
     gc.collect()
     assert caplog.records == []
+
+
+async def test_a_fetch_that_fails_as_its_last_asker_leaves_is_no_news() -> None:
+    """At any distance between the two, nobody is told of an error that was not retrieved."""
+    told: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    for steps in range(6):
+        flight: Flight[bytes] = Flight()
+        fetch = Fetch()
+        asker = asyncio.create_task(flight.share(b"k", fetch))
+        await settle()
+        fetch.answer.set_exception(RuntimeError("lost"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        asker.cancel()
+        with pytest.raises((RuntimeError, asyncio.CancelledError)):
+            await asker
+        del flight, fetch, asker
+        gc.collect()
+    await settle()
+    assert told == []
