@@ -39,9 +39,9 @@ def demo(
         Path | None,
         typer.Option(metavar="DIR", help="Another expert than the shipped one, fully tuned."),
     ] = None,
-    write_corpus: Annotated[
+    write_example: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Only write the bulletins of 1206, to tune an expert on."),
+        typer.Option(metavar="DIR", help="Only write bulletins, questions, settings and a suite."),
     ] = None,
 ) -> None:
     """Steer a hosted model with a pair a third its size, and measure what it learnt.
@@ -51,12 +51,12 @@ def demo(
 
     Examples: adapter demo --json
 
-    adapter demo --write-corpus ./bulletins
+    adapter demo --write-example ./almanac
     """
-    if write_corpus is not None:
-        from adapter.demo.bulletins import write_bulletins
+    if write_example is not None:
+        from adapter.demo.example import write_example as write
 
-        typer.echo(f"{write_bulletins(write_corpus):,} bulletins in {write_corpus}")
+        typer.echo(f"{write(write_example):,} bulletins, questions and settings in {write_example}")
         return
     from rich.console import Console
     from rich.progress import Progress

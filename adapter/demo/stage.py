@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from adapter.demo.engine import Engine, EngineOptions
 from adapter.errors import AdapterError
@@ -57,7 +57,7 @@ def stage(expert: Path = EXPERT) -> Iterator[Stage]:
             yield Stage(hosted.base_url, tuned.base_url, url, settings, expert)
 
 
-def settings_for(base_url: str, expert: Path = EXPERT) -> dict[str, object]:
+def settings_for(base_url: str, expert: Path = EXPERT) -> dict[str, Any]:
     """The demo's settings: one hosted model under two names, one pair for both."""
     antiexpert = str(WEIGHTS / "antiexpert")
     pair = {"experts": {"news": str(expert.absolute())}, "antiexpert": antiexpert}
