@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from adapter.cli.progress import progress
 from adapter.errors import SettingsError
 
 if TYPE_CHECKING:  # loaded when used, so that --help is quick
@@ -53,14 +54,15 @@ def evaluate(  # noqa: PLR0913 - a command's options are its arguments
     """
     if write and fit is None:
         raise typer.BadParameter("--write needs --fit alpha")
+    from adapter.evaluation.plots import require_matplotlib
     from adapter.evaluation.suite import load_suite
     from adapter.settings import load_settings
 
     asked, known = load_suite(suite), load_settings(settings)
-    _check_packages()
+    require_matplotlib()  # before hours are spent
     from adapter.evaluation.run import run
 
-    with _progress() as watch:
+    with _watching() as watch:
         found = asyncio.run(run(asked, known, out, limit, watch))
     fits = found.fits() if fit else {}
     alpha = _alpha(found) if fit else None
@@ -77,16 +79,6 @@ def evaluate(  # noqa: PLR0913 - a command's options are its arguments
     if alpha is not None:
         done = f", written into {settings}" if write else ""
         typer.echo(f"the best strength on {asked.fitted_on.name} is α = {alpha:g}{done}")
-
-
-def _check_packages() -> None:
-    """Before anything is asked. Raises SettingsError."""
-    try:
-        import matplotlib  # noqa: F401 - loaded late, when hours may have been spent
-    except ImportError as error:
-        raise SettingsError(
-            "plots need matplotlib: pip install 'proxytune-adapter[evaluate]'"
-        ) from error
 
 
 def _alpha(found: "Run") -> float:
@@ -124,37 +116,15 @@ def _line(row: "dict[str, Any]") -> str:
 
 
 @contextmanager
-def _progress() -> "Iterator[Watch]":
-    """A bar with the time left, on stderr."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        *(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()),
-        *(TextColumn("left"), TimeRemainingColumn()),
-    )
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("reading models and data", total=None)
+def _watching() -> "Iterator[Watch]":
+    with progress("reading models and data") as advance:
         told = -1
 
         def watch(moment: "Moment") -> None:
             nonlocal told
-            progress.update(
-                bar, completed=moment.done, total=moment.total, description=moment.about
-            )
-            if told < (part := _LINES * moment.done // moment.total):  # for logs too
-                told = part
-                left = progress.tasks[0].time_remaining
-                when = "" if left is None else f", {left / 60:.0f} minutes left"
-                console.print(f"{moment.done} of {moment.total}: {moment.about}{when}")
+            part, line = _LINES * moment.done // moment.total, None
+            if told < part:
+                told, line = part, f"{moment.done} of {moment.total}: {moment.about}"
+            advance(moment.done, moment.total, moment.about, line)
 
         yield watch

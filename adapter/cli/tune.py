@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adapter.cli.progress import progress
 from adapter.errors import TuningError
 
 if TYPE_CHECKING:  # loaded when used, so that --help is quick
@@ -145,7 +146,7 @@ def tune(  # noqa: PLR0913 - a command's options are its arguments
         bfloat16=dtype is Dtype.bfloat16,
         gradient_checkpointing=gradient_checkpointing,
     )
-    with _progress() as watch:
+    with _watching() as watch:
         from adapter.tuning.corpus import read_corpus
 
         learnt = read_corpus(corpus, ignore or ())
@@ -199,38 +200,17 @@ def _packages() -> Iterator[None]:
 
 
 @contextmanager
-def _progress() -> "Iterator[Watch]":
-    """A bar with the time left and the last losses, on stderr."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        *(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()),
-        *(TextColumn("left"), TimeRemainingColumn()),
-    )
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("reading the model and the corpus", total=None)
+def _watching() -> "Iterator[Watch]":
+    """With the last losses."""
+    with progress("reading the model and the corpus") as advance:
         told: float | None = None
 
         def watch(moment: "Moment") -> None:
             nonlocal told
-            progress.update(
-                bar, completed=moment.step, total=moment.steps, description=_losses(moment)
-            )
-            if moment.held_out != told:  # a line each, for logs too
-                told = moment.held_out
-                left = progress.tasks[0].time_remaining
-                when = "" if left is None else f", {left / 60:.0f} minutes left"
-                console.print(f"step {moment.step} of {moment.steps}: {_losses(moment)}{when}")
+            losses, line = _losses(moment), None
+            if moment.held_out != told:
+                told, line = moment.held_out, f"step {moment.step} of {moment.steps}: {losses}"
+            advance(moment.step, moment.steps, losses, line)
 
         yield watch
 

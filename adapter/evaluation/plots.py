@@ -38,6 +38,16 @@ _MIXTURES = ("#CC79A7", "#F0E442")
 _DASHES = {HOSTED: "--", TUNED: "-.", ANTIEXPERT: ":"}
 
 
+def require_matplotlib() -> None:
+    """Raises SettingsError where it is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise SettingsError(
+            "plots need matplotlib: pip install 'proxytune-adapter[evaluate]'"
+        ) from error
+
+
 def plots(
     tasks: Sequence[TaskInfo],
     outcomes: Sequence[Outcome],
@@ -49,12 +59,7 @@ def plots(
     Returns their paths; a system has the same colour in all. Raises SettingsError without
     matplotlib.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise SettingsError(
-            "plots need matplotlib: pip install 'proxytune-adapter[evaluate]'"
-        ) from error
+    require_matplotlib()
     folder.mkdir(parents=True, exist_ok=True)
     colours = _colours(outcomes)
     written = []
