@@ -464,8 +464,7 @@ def load_settings(
         base = Path() if path is None else path.parent
         settings = Settings.model_validate(data, context={"base": base})
     except ValidationError as error:
-        lines = [_line(e["type"], e["loc"], e["msg"]) for e in error.errors()]
-        raise SettingsError("\n".join(lines)) from None
+        raise SettingsError("\n".join(problems(error, _KEYS))) from None
     _refuse_unknown(variables, settings)
     return settings
 
@@ -507,7 +506,7 @@ def _from_json(variable: str, text: str) -> object:
         raise SettingsError(f"{variable}: is not JSON") from error
 
 
-def _keys(
+def keys_of(
     section: type[BaseModel], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every key path below a section with its type; `*` stands for a name the user chooses."""
@@ -519,10 +518,10 @@ def _keys(
         elif get_origin(inner) is tuple:
             here, inner = (*here, "*"), get_args(inner)[0]
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from _keys(inner, here)
+            yield from keys_of(inner, here)
 
 
-_KEYS = dict(_keys(Settings))
+_KEYS = dict(keys_of(Settings))
 _VARIABLES = {
     _ENVIRONMENT + "__".join(key).upper(): (key, annotation)
     for key, annotation in _KEYS.items()
@@ -532,14 +531,19 @@ _VARIABLES = {
 """Environment variables by name: every single value outside `models`, and `models` as JSON."""
 
 
-def _line(kind: str, loc: tuple[int | str, ...], message: str) -> str:
-    """One readable line for a pydantic error; values are not repeated, they may be secrets."""
-    if kind == "extra_forbidden":
-        siblings = [k[-1] for k in _KEYS if len(k) == len(loc) and _same_parent(k, loc)]
-        message = f"unknown key; {_nearest(str(loc[-1]), siblings)}"
-    message = message.removeprefix("Value error, ")
-    where = ".".join(str(part) for part in loc)
-    return f"{where}: {message}" if where else message
+def problems(error: ValidationError, keys: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """One readable line for each; values are not repeated, they may be secrets.
+
+    `keys` are all key paths that there are, as `keys_of` gives them.
+    """
+    known = tuple(keys)
+    for one in error.errors():
+        loc, message = one["loc"], one["msg"].removeprefix("Value error, ")
+        if one["type"] == "extra_forbidden":
+            siblings = [k[-1] for k in known if len(k) == len(loc) and _same_parent(k, loc)]
+            message = f"unknown key; {_nearest(str(loc[-1]), siblings)}"
+        where = ".".join(str(part) for part in loc)
+        yield f"{where}: {message}" if where else message
 
 
 def _same_parent(key: tuple[str, ...], loc: tuple[int | str, ...]) -> bool:

@@ -1,16 +1,12 @@
 """Suite: one file that says what is asked, of which models, at which strengths."""
 
-import difflib
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -19,6 +15,7 @@ from pydantic import (
 )
 
 from adapter.errors import SettingsError
+from adapter.settings import Section, keys_of, problems
 
 Kind = Literal["answers", "labels", "generation", "text"]
 Alone = Literal["expert", "antiexpert"]
@@ -36,12 +33,6 @@ def _file(value: str, info: ValidationInfo) -> str:
 
 
 File = Annotated[str, AfterValidator(_file)]
-
-
-class Section(BaseModel):
-    """A frozen part of a suite; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Task(Section):
@@ -152,19 +143,5 @@ def load_suite(path: Path) -> Suite:
     try:
         return Suite.model_validate(data, context={"base": path.parent})
     except ValidationError as error:
-        lines = [_line(e["type"], e["loc"], e["msg"]) for e in error.errors()]
+        lines = problems(error, dict(keys_of(Suite)))
         raise SettingsError("\n".join(f"{path}: {line}" for line in lines)) from None
-
-
-def _line(kind: str, loc: Sequence[int | str], message: str) -> str:
-    if kind == "extra_forbidden":
-        known: dict[str, Any] = (Task if loc[0] == "tasks" else Suite).model_fields
-        message = f"unknown key; {_nearest(str(loc[-1]), known)}"
-    where = ".".join(str(part) for part in loc)
-    message = message.removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
