@@ -65,7 +65,7 @@ async def run(
     suite: Suite, settings: Settings, folder: Path, limit: int | None, watch: Watch
 ) -> Run:
     """Ask all that was not asked before. Raises AdapterError kinds; what is kept by then stays."""
-    adapter = await asyncio.to_thread(Adapter.from_settings, settings)
+    adapter = await asyncio.to_thread(Adapter.from_settings, _needed(suite, settings))
     try:
         systems, fits = systems_of(suite, adapter)
         asked = [(task, items_of(task, fits, limit)) for task in suite.tasks]
@@ -76,6 +76,15 @@ async def run(
             return Run(suite, tuple(own), groups)
     finally:
         await adapter.close()
+
+
+def _needed(suite: Suite, settings: Settings) -> Settings:
+    """Without the models that nobody asks, which need not even be there to be loaded."""
+    named = {suite.model, suite.tuned or suite.model}
+    if not named <= settings.models.keys():
+        return settings  # who looks for the model says that there is none, and which there are
+    kept = {name: model for name, model in settings.models.items() if name in named}
+    return settings.model_copy(update={"models": kept})
 
 
 def _asked(

@@ -8,7 +8,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from adapter.errors import ModelNotFound, SettingsError
+from adapter.errors import ModelNotFound, PairError, SettingsError
 from adapter.evaluation.evaluate import Moment, items_of
 from adapter.evaluation.outcomes import result
 from adapter.evaluation.run import run
@@ -224,6 +224,17 @@ async def test_a_tuned_model_and_mixtures_are_systems_of_their_own(evaluated, tm
         of(found, "asked", "hosted"), of(found, "asked", "tuned"), strict=True
     ):
         assert hosted.scores == pytest.approx(tuned.scores, abs=1e-9)
+
+
+async def test_models_that_nobody_asks_are_not_loaded(evaluated, tmp_path, server):
+    settings = write_settings(tmp_path, server.base_url)
+    idle = yaml.safe_load(settings.read_text())["models"]["tiny"]
+    (tmp_path / "nothing").mkdir()
+    idle["pair"]["antiexpert"] = str(tmp_path / "nothing")
+    found, _ = await evaluated(ANSWERS, alphas=[1], models={"idle": idle})
+    assert len(of(found, "asked", "adapted", 1.0)) == 5
+    with pytest.raises(PairError, match="nothing"):
+        await evaluated(ANSWERS, tuned="idle", models={"idle": idle}, out="both")
 
 
 async def test_fitted_strength(evaluated, tmp_path):
