@@ -196,6 +196,14 @@ def test_half_precision_is_near_single(request, module):
     check_all(half, model, {text: LONG, other: Tree((*LONG.trunk, 5), (1, 2), (-1, 0))}, HALF)
 
 
+def test_rounding_of_large_logits_is_no_other_way_to_read():
+    """As Qwen2.5-Coder has them: somewhere in the vocabulary bfloat16 is off by more than a nat."""
+    large = network("qwen2", torch.bfloat16)
+    with torch.no_grad():
+        large.lm_head.weight.mul_(400.0)
+    Network(large, BLANK)
+
+
 def test_a_long_prompt_goes_in_chunks(module, model):
     model._chunk = 7
     prompt = tuple(i % 40 for i in range(60))
