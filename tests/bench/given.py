@@ -277,7 +277,7 @@ class Offline:
         places, sums, sizes = list[tuple[int, Place]](), [], []
         for number, answer in enumerate(answers):
             ids = (*self._words.start, *self._words.encode((prompt + answer).encode()))
-            start = max(1, behind(ids, answer, self._words)) if prompt else 1
+            start = max(1, behind(ids, answer, self._words))
             places += ((number, self._place(ids, start, at)) for at in range(start, len(ids)))
             sizes.append((len(ids) - start, len(self._words.decode(ids[start:]))))
             sums.append(np.zeros(len(self.strengths)))

@@ -70,6 +70,29 @@ async def test_whole_is_equation_1():
             assert found[name, None][number][0] == pytest.approx(expected, abs=1e-9)
 
 
+async def test_zero_leaves_the_hidden_mass_where_it_is():
+    made, answer, k, alpha = tiny(), ANSWERS[2], 20, 2.0
+    found = await scored(given._system(options()), PROMPT, [answer])
+    words = load_vocabulary(f"hf:{made.upstream}")
+    prompt, ids = words.encode(PROMPT.encode()), words.encode((PROMPT + answer).encode())
+    hosted, expert, anti = (
+        logs(path, ids) for path in (made.upstream, made.expert, made.antiexpert)
+    )
+    expected, hidden = {"zero": 0.0, "zero, known": 0.0}, 0
+    for at in range(len(prompt), len(ids)):
+        row, moved, token = hosted[at - 1], alpha * (expert - anti)[at - 1], ids[at]
+        shown = set(row.topk(k).indices.tolist())
+        hidden += token not in shown
+        for way, steered in (("zero", shown), ("zero, known", shown | {token})):
+            scores = row.clone()
+            for one in steered:
+                scores[one] += moved[one]
+            expected[way] += float(scores.log_softmax(-1)[token])
+    assert 0 < hidden < len(ids) - len(prompt)
+    for way, logprob in expected.items():
+        assert found[f"top {k}: {way}", alpha][0][0] == pytest.approx(logprob, abs=1e-9)
+
+
 async def test_where_everything_is_shown_all_ways_are_one():
     size = len(load_vocabulary(f"hf:{tiny().upstream}").tokens)
     system = given._system(options(k=[size]))
