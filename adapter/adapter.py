@@ -177,6 +177,7 @@ class Adapter:
             stride=Stride(model.pace, lookahead),
             seed=job.seed,
             choice=choice,
+            choices=request.n,
             shown=request.shown,
         )
         try:

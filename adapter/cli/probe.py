@@ -208,6 +208,7 @@ _FOLLOWS: Mapping[str, Mapping[Any, str]] = {
     "streamed_logprobs": {True: "lookahead: stream", False: "no streamed drafts"},
     "reports_cached": {True: "cached tokens are counted"},
     "unknown_fields": {"ignored": "answers are checked, not trusted"},
+    "several": {True: "first drafts of unseeded choices in one call", False: "a call each"},
     "limited_by": {...: "answers are limited by {}"},
     "context": {...: "prompt and answer up to {} tokens"},
 }

@@ -18,19 +18,24 @@ NOTHING = Draft((), None, Usage())
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """How a run is asked for: its length, whether the upstream draws it, whether it streams."""
+    """How a run is asked for: its length, whether the upstream draws it, whether it streams.
+
+    `choices`: so many siblings want one of their own, which one call may bring.
+    """
 
     n: int
     sampled: bool = False
     streamed: bool = False
+    choices: int = 1
 
 
 class Frozen:
     """Remembers every position of a request by its prefix, for all of its choices.
 
     A choice that comes to a prefix where another one was gets the same distribution, and pays
-    nothing. Choices at one prefix wait for the first of them to ask. Where nothing can be gone on
-    with, each that draws has a draft of its own.
+    nothing. Choices at one prefix wait for the first of them to ask. A draft that was drawn for
+    one choice is handed to one alone: it takes it by rejection, the others see its distributions.
+    Where nothing can be gone on with, each that draws has a draft of its own.
     """
 
     def __init__(self, upstream: Upstream) -> None:
@@ -38,6 +43,7 @@ class Frozen:
         self._seen: dict[bytes, Position | None] = {}  # None: the text ends, and END is hidden
         self._scored: defaultdict[bytes, dict[int, float | None]] = defaultdict(dict)
         self._given: dict[tuple[bytes, tuple[int | None, ...]], tuple[Position, ...]] = {}
+        self._drawn: dict[bytes, list[Draft]] = {}  # for choices that are still to come
         self._asking: defaultdict[bytes, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @property
@@ -48,7 +54,7 @@ class Frozen:
     async def drafts(self, prefix: Prefix, ask: Ask, budget: Budget) -> AsyncGenerator[Draft, None]:
         """A run behind the prefix, in one piece or, streamed, as it comes."""
         async with self._asking[prefix.digest]:
-            first, rest = None if self._alone(prefix, ask) else self._known(prefix, ask.n), None
+            first, rest = self._at_hand(prefix, ask), None
             if first is None:
                 rest = self._asked(prefix, ask, budget)
                 first = await anext(rest, NOTHING)
@@ -116,6 +122,13 @@ class Frozen:
             prefix = prefix.extend(token)
         return tuple(positions), usage
 
+    def _at_hand(self, prefix: Prefix, ask: Ask) -> Draft | None:
+        """What a choice is given without a call: a draft of its own, else what was seen."""
+        drawn = self._drawn.get(prefix.digest)
+        if drawn and ask.sampled:
+            return drawn.pop(0)
+        return None if self._alone(prefix, ask) else self._known(prefix, ask.n)
+
     def _alone(self, prefix: Prefix, ask: Ask) -> bool:
         """Whether a choice draws for itself: where it left another's draw it could not go on."""
         return ask.sampled and not prefix.generated and self.capabilities.continues == "none"
@@ -134,27 +147,34 @@ class Frozen:
         return Draft(tuple(positions), None, Usage(), source="cache") if positions else None
 
     async def _asked(self, prefix: Prefix, ask: Ask, budget: Budget) -> AsyncGenerator[Draft, None]:
+        if ask.choices > 1 and prefix.digest not in self._drawn:
+            drafts = await self._upstream.draws(prefix, ask.n, budget, ask.choices)
+            first, *self._drawn[prefix.digest] = [self._keep(prefix, d)[0] for d in drafts]
+            yield first
+            return
         if not ask.streamed:
             draft = await self._upstream.draft(prefix, ask.n, budget, ask.sampled)
-            self._keep(prefix, draft)
-            yield draft
+            yield self._keep(prefix, draft)[0]
             return
         stream = self._upstream.stream(prefix, ask.n, budget, ask.sampled)
         async with aclosing(stream) as pieces:
             async for piece in pieces:
-                prefix = self._keep(prefix, piece)
+                piece, prefix = self._keep(prefix, piece)
                 yield piece
 
-    def _keep(self, prefix: Prefix, draft: Draft) -> Prefix:
-        """Remember what was not seen before; the prefix behind the draft."""
+    def _keep(self, prefix: Prefix, draft: Draft) -> tuple[Draft, Prefix]:
+        """Remember what was not seen before; the draft with what was, and the prefix behind it."""
+        positions: list[Position] = []
         for position in draft.positions:
-            self._seen.setdefault(prefix.digest, position)
+            first = self._seen.setdefault(prefix.digest, position) or position
+            positions.append(replace(first, drafted=position.drafted))
             if not _goes_on(position):
-                return prefix
+                break
             prefix = _behind(prefix, position)
-        if draft.finish_reason == "stop":
-            self._seen.setdefault(prefix.digest, None)
-        return prefix
+        else:
+            if draft.finish_reason == "stop":
+                self._seen.setdefault(prefix.digest, None)
+        return replace(draft, positions=tuple(positions)), prefix
 
 
 def _goes_on(position: Position) -> bool:

@@ -28,7 +28,10 @@ class Influence:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One choice: where it begins, how to draw and steer, how many candidates each step shows."""
+    """One choice: where it begins, how to draw and steer, how many candidates each step shows.
+
+    `choice` of the request's `choices`, which are made one after the other.
+    """
 
     prefix: Prefix
     sampling: Sampling
@@ -37,3 +40,4 @@ class Generation:
     seed: int
     choice: int
     shown: int
+    choices: int = 1

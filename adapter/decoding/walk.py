@@ -52,7 +52,7 @@ class Walk:
         async with aclosing(together(run) if ask.streamed else run) as pieces:
             start = time.monotonic()
             first = await self._beside_reading(pieces)
-            if first.source == "upstream" and not ask.streamed:
+            if first.usage.calls and not ask.streamed:
                 self._asked = start
             yield first
             async for piece in pieces:
@@ -133,12 +133,17 @@ class Walk:
         return self._generation.sampling.max_tokens - self.length
 
     def _ask(self) -> Ask:
-        stride, capabilities = self._generation.stride, self._upstream.capabilities
+        generation, capabilities = self._generation, self._upstream.capabilities
+        stride = generation.stride
         # What cannot be gone on with is asked for at once.
         once = capabilities.continues == "none"
         n = self._left if once else stride.length(self._prefix.length, self._left)
         streamed = stride.streams and n > 1 and capabilities.streams
-        return Ask(n, sampled=self._rejects, streamed=streamed)
+        if streamed or self.length or not (self._rejects and capabilities.several):
+            return Ask(n, sampled=self._rejects, streamed=streamed)
+        cheaper = once or stride.pace.worth_asking_together(self._prefix.length, n)
+        choices = generation.choices - generation.choice if cheaper else 1
+        return Ask(n, sampled=True, choices=choices)
 
     async def _beside_reading(self, pieces: AsyncGenerator[Draft, None]) -> Draft:
         """The first piece, beside the pair's forward; if one fails the other is cancelled."""

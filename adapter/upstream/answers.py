@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -25,12 +25,22 @@ def parsed(raw: str | bytes) -> Any:
 
 def only_choice(body: Mapping[str, Any]) -> Mapping[str, Any]:
     """The one choice that was asked for; raises UpstreamMalformed where there is none, or more."""
+    return choices_of(body, 1)[0]
+
+
+def choices_of(body: Mapping[str, Any], most: int) -> Sequence[Mapping[str, Any]]:
+    """One choice at least and no more than were asked for; raises UpstreamMalformed otherwise."""
     choices = body.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        choices = []
+    if not choices:
         raise UpstreamMalformed("the upstream's answer has no choices: is this a completions API?")
-    if len(choices) > 1 or choices[0].get("index") not in (None, 0):
-        raise UpstreamMalformed("the upstream answers with several choices; one was asked for")
-    return choices[0]
+    told = [choice["index"] for choice in choices if choice.get("index") is not None]
+    if len(choices) > most or len(told) > sum(place in told for place in range(most)):
+        raise UpstreamMalformed(
+            f"the upstream answers with other than the {most} choices asked for"
+        )
+    return choices
 
 
 def logprobs_of(choice: Mapping[str, Any]) -> Mapping[str, Any]:

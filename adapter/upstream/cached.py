@@ -4,6 +4,7 @@ import copy
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from adapter.candidates import Draft, Position, Usage
@@ -12,7 +13,7 @@ from adapter.prefix import Prefix
 from adapter.request import CacheUse
 from adapter.upstream.capabilities import Capabilities
 from adapter.upstream.lookups import Lookups
-from adapter.upstream.runs import cut_run, dump_scores, load_run, load_scores, split_run
+from adapter.upstream.runs import branches, cut_run, dump_scores, load_run, load_scores, split_run
 from adapter.upstream.upstream import Allowance, Upstream
 from cache import Cache, Flight, Keys, place, seal, unseal
 
@@ -38,7 +39,8 @@ class CachedUpstream:
         self._inner = inner
         self._cache = cache
         self._keys = Keys() if keys is None else keys
-        self._drafting = Flight[Draft]()
+        self._drafting = Flight[tuple[Draft, ...]]()
+        self._echoing = Flight[Draft]()
         self._scoring = Flight[Scores]()
         self._use: CacheUse = "bypass" if cache is None else "use"
         self._tenant: str | None = None
@@ -74,27 +76,20 @@ class CachedUpstream:
 
         What a stored run has beyond n is kept for when it is asked for: one read a run.
         """
+
+        async def ask() -> tuple[Draft, ...]:
+            return (await self._inner.draft(prefix, n, budget, sampled),)
+
         if self._is_a_draw(sampled):
-            return await self._inner.draft(prefix, n, budget, sampled)
-        rest = self._rests.pop(prefix.digest, None)
-        if rest is not None:
-            return self._cut(prefix, rest, n)
-        key = self._key(_RUN, prefix)
+            return (await ask())[0]
+        return (await self._stored(prefix, n, ask))[0]
 
-        async def fetch() -> Draft:
-            payload = await self._read(key)
-            if payload is not None:
-                return load_run(payload)
-            fresh = await self._inner.draft(prefix, n, budget, sampled)
-            await self._store(prefix, _kept(fresh))
-            return fresh
-
-        draft, mine = await self._shared(self._drafting, key, fetch)
-        if not mine:
-            draft = replace(draft, usage=Usage(), source="cache")
-        hit = draft.source == "cache"
-        self.lookups.count(hit)
-        return self._cut(prefix, draft, n) if hit else draft
+    async def draws(
+        self, prefix: Prefix, n: int, budget: Allowance, choices: int
+    ) -> tuple[Draft, ...]:
+        """The run stored at this prefix alone, else the upstream's, which are then stored."""
+        ask = partial(self._inner.draws, prefix, n, budget, choices)
+        return await (ask() if self._is_a_draw(True) else self._stored(prefix, n, ask))
 
     async def stream(
         self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
@@ -166,7 +161,7 @@ class CachedUpstream:
             return fresh
 
         key = self._key(_text(0), whole)
-        draft, mine = await self._shared(self._drafting, key, fetch)
+        draft, mine = await self._shared(self._echoing, key, fetch)
         if not mine:
             draft = replace(draft, usage=Usage(), source="cache")
         self.lookups.count(draft.source == "cache")
@@ -185,6 +180,32 @@ class CachedUpstream:
         if own:
             self.lookups.count(False)
         return own
+
+    async def _stored(
+        self, prefix: Prefix, n: int, ask: Callable[[], Awaitable[tuple[Draft, ...]]]
+    ) -> tuple[Draft, ...]:
+        """The run stored at a prefix, as n positions; else what is asked for, which is stored."""
+        rest = self._rests.pop(prefix.digest, None)
+        if rest is not None:
+            return (self._cut(prefix, rest, n),)
+        key = self._key(_RUN, prefix)
+
+        async def fetch() -> tuple[Draft, ...]:
+            payload = await self._read(key)
+            if payload is not None:
+                return (load_run(payload),)
+            fresh = await ask()
+            for at, run in branches(prefix, [_kept(draft) for draft in fresh]):
+                await self._store(at, run)
+            return fresh
+
+        drafts, mine = await self._shared(self._drafting, key, fetch)
+        if not mine:
+            # Who draws by rejection needs a draft of his own: the other ones are the asker's.
+            drafts = (replace(drafts[0], usage=Usage(), source="cache"),)
+        hit = drafts[0].source == "cache"
+        self.lookups.count(hit)
+        return (self._cut(prefix, drafts[0], n),) if hit else drafts
 
     async def _shared(
         self, flight: Flight[T], key: bytes, fetch: Callable[[], Awaitable[T]]

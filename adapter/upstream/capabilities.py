@@ -23,8 +23,9 @@ class Capabilities:
     streams carry them too. `repeatable`: largest difference between equal calls, in nats.
     `reports_cached`: usage tells cached prompt tokens. `unknown_fields`: what becomes of them.
     `context`: tokens of prompt and answer together. `limited_by`: the field that limits the length
-    of an answer. `chats`: it takes chats, which it renders by
-    itself, and nothing else.
+    of an answer. `several`: one request draws as many choices as its `n` says, independently of
+    one another, and reads the prompt once for all of them. `chats`: it takes chats, which it
+    renders by itself, and nothing else.
     """
 
     end_visible: bool
@@ -48,6 +49,7 @@ class Capabilities:
     unknown_fields: Literal["refused", "ignored"] | None = None
     context: int | None = None
     limited_by: Literal["max_tokens", "max_completion_tokens"] | None = None
+    several: bool | None = None
     chats: bool = False
 
 

@@ -5,18 +5,27 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from adapter.candidates import Candidate, Draft, Position, make_position
+from adapter.candidates import Candidate, Draft, Position, Usage, make_position
 from adapter.errors import BadRequest, UpstreamMalformed
 from adapter.prefix import pending, prompt_length
 from adapter.request import Chat
 from adapter.settings import UNKNOWN
-from adapter.upstream.answers import finish_of, nats, only_choice, text_of, top, usable, usage_of
+from adapter.upstream.answers import (
+    choices_of,
+    finish_of,
+    nats,
+    only_choice,
+    text_of,
+    top,
+    usable,
+    usage_of,
+)
 from adapter.upstream.capabilities import Capabilities
 from adapter.upstream.completions import EVERY, check_text
 from adapter.upstream.names import Names, model_of, names_of
 from adapter.upstream.pieces import is_over, pieces
 from adapter.upstream.printed import LONGEST, Printed, beginning
-from adapter.upstream.profiles import always_sent
+from adapter.upstream.profiles import always_sent, never_sent
 from adapter.upstream.tokens import given
 from adapter.upstream.transport import MAX_TOKENS, Endpoint, Transport, Turn
 from adapter.upstream.upstream import Allowance
@@ -66,7 +75,9 @@ class ChatSpeaker:
         self._letter = None if vocabulary is None else vocabulary.id_of(_LETTER)
         self.capabilities = capabilities
         needs = always_sent(endpoint.base_url)
-        self._plain = _PLAIN | {"top_logprobs": top_logprobs, **needs}
+        refused = never_sent(endpoint.base_url)
+        self._plain: dict[str, Any] = {k: v for k, v in _PLAIN.items() if k not in refused}
+        self._plain |= {"top_logprobs": top_logprobs, **needs}
         # Where a provider has to know each field, `_OWN` would leave few to choose from.
         if capabilities.unknown_fields == "ignored" and not needs:
             by_id = capabilities.named_by == "ids" and vocabulary is not None
@@ -91,6 +102,16 @@ class ChatSpeaker:
             single = await self._forced(messages, said, budget)
             return Draft(single.positions, None, usage + single.usage)
         return Draft(positions, run.finish(usage.completion_tokens), usage)
+
+    async def draws(
+        self, prompt: str | Chat, n: int, budget: Allowance, choices: int
+    ) -> tuple[Draft, ...]:
+        """Sampled answers of up to n positions; every step of them is shown."""
+        messages, fields = self._messages(prompt, ""), self._fields("", n, True) | {"n": choices}
+        answer = await self._transport.complete(messages, fields, budget)
+        runs = [(self._run("", n), choice) for choice in choices_of(answer.body, choices)]
+        first, *others = (Draft(run.read(c), run.finish(0), Usage()) for run, c in runs)
+        return (replace(first, usage=usage_of(answer.body, answer.calls)), *others)
 
     async def stream(
         self, prompt: str | Chat, said: str, n: int, budget: Allowance, sampled: bool = False

@@ -10,6 +10,7 @@ from adapter.candidates import Candidate, Draft, Position, Usage, make_position
 from adapter.errors import UpstreamMalformed
 from adapter.prefix import Prefix, prompt_length
 from adapter.upstream.answers import (
+    choices_of,
     finish_of,
     logprobs_of,
     nats,
@@ -86,15 +87,28 @@ class CompletionsUpstream(Prompted):
         self, prompt: Sequence[int] | str, n: int, budget: Allowance, sampled: bool = False
     ) -> Draft:
         """A run of up to n positions; a greedy one where samples turn out to be of no use."""
-        answer = await self._transport.complete(prompt, self._fields(n, sampled), budget)
+        return (await self._runs(prompt, n, budget, sampled, 1))[0]
+
+    async def draws(
+        self, prefix: Prefix, n: int, budget: Allowance, choices: int
+    ) -> tuple[Draft, ...]:
+        """Sampled runs from one request; a greedy one where samples turn out to be of no use."""
+        return await self._runs(prefix.ids, n, budget, True, choices)
+
+    async def _runs(
+        self, prompt: Sequence[int] | str, n: int, budget: Allowance, sampled: bool, choices: int
+    ) -> tuple[Draft, ...]:
+        fields = self._fields(n, sampled) | {"n": choices}
+        answer = await self._transport.complete(prompt, fields, budget)
         usage = usage_of(answer.body, answer.calls)
         try:
-            positions, finish = read_run(answer.body, self._names, self._k, n, sampled)
+            runs = read_runs(answer.body, self._names, self._k, n, sampled, choices)
         except NamedByText:
             self._sample_no_more()
             greedy = await self.run(prompt, n, budget)
-            return replace(greedy, usage=usage + greedy.usage)
-        return Draft(positions, finish, usage)
+            return (replace(greedy, usage=usage + greedy.usage),)
+        first, *others = (Draft(positions, finish, Usage()) for positions, finish in runs)
+        return (replace(first, usage=usage), *others)
 
     async def run_stream(
         self, prompt: Sequence[int] | str, n: int, budget: Allowance, sampled: bool = False
@@ -154,16 +168,16 @@ class CompletionsUpstream(Prompted):
         return fields | {"max_tokens": n, "logprobs": self._k}
 
 
-def read_run(
-    body: Mapping[str, Any], names: Names, k: int, n: int, sampled: bool = False
-) -> tuple[tuple[Position, ...], str | None]:
-    """Up to n positions of an answer to `logprobs: k`, and why the run ended.
+def read_runs(
+    body: Mapping[str, Any], names: Names, k: int, n: int, sampled: bool = False, choices: int = 1
+) -> list[tuple[tuple[Position, ...], str | None]]:
+    """For each choice up to n positions of an answer to `logprobs: k`, and why the run ended.
 
     A run is cut behind a token that cannot be named; it is empty where the upstream stopped at
     once and did not show END. Raises UpstreamMalformed.
     """
-    run = CompletionsRun(names, k, n, sampled)
-    return run.read(only_choice(body)), run.finish()
+    runs = [(CompletionsRun(names, k, n, sampled), c) for c in choices_of(body, choices)]
+    return [(run.read(choice), run.finish()) for run, choice in runs]
 
 
 def read_text(

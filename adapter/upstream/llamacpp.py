@@ -43,6 +43,7 @@ _PLAIN = {
     "stream": False,
 }
 _FORCE = 100
+_GREEDY = "llama.cpp's server does not show every step of a sampled run"
 _A = "a"
 """A text that the server itself makes the token to force of."""
 
@@ -86,6 +87,12 @@ class LlamaCppUpstream(Prompted):
             return run
         single = await self._single(prompt, budget)
         return Draft(single.positions, None, run.usage + single.usage)
+
+    async def draws(
+        self, prefix: Prefix, n: int, budget: Allowance, choices: int
+    ) -> tuple[Draft, ...]:
+        """Not to be had: every run is greedy."""
+        raise ValueError(_GREEDY)
 
     async def run_stream(
         self, prompt: Sequence[int] | str, n: int, budget: Allowance, sampled: bool = False
@@ -234,7 +241,7 @@ def _position(entry: Mapping[str, Any], names: Names) -> Position | None:
 
 def _refuse(sampled: bool) -> None:
     if sampled:
-        raise ValueError("llama.cpp's server does not show every step of a sampled run")
+        raise ValueError(_GREEDY)
 
 
 def _entries(logprobs: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -10,7 +10,7 @@ from adapter.errors import UpstreamCannotContinue
 from adapter.prefix import Prefix
 from adapter.request import Chat
 from adapter.upstream.capabilities import Capabilities
-from adapter.upstream.speaker import Speaker
+from adapter.upstream.speaker import Drawing
 from adapter.upstream.upstream import Allowance
 
 _REMEMBERED = 1024
@@ -27,7 +27,7 @@ class OnceUpstream:
     UpstreamCannotContinue, without a call where the answer is remembered.
     """
 
-    def __init__(self, speaker: Speaker) -> None:
+    def __init__(self, speaker: Drawing) -> None:
         self._speaker = speaker
         self._greedy = _Answers()
         self._drawn = _Answers()
@@ -41,8 +41,17 @@ class OnceUpstream:
         prompt, own = self._sent(prefix), sampled and not prefix.generated
         asked = n + len(prefix.generated)
         draft = await self._speaker.ask(prompt, "", asked, budget, own)
-        self._remember(prompt, _path(draft.positions), own)
+        self._remember(prompt, own, _path(draft.positions))
         return replace(draft, positions=_behind(prefix, draft))
+
+    async def draws(
+        self, prefix: Prefix, n: int, budget: Allowance, choices: int
+    ) -> tuple[Draft, ...]:
+        """The answers of several choices up to n positions."""
+        prompt = self._sent(prefix)
+        drafts = await self._speaker.draws(prompt, n, budget, choices)
+        self._remember(prompt, True, *(_path(draft.positions) for draft in drafts))
+        return drafts
 
     async def stream(
         self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
@@ -55,7 +64,7 @@ class OnceUpstream:
         async with aclosing(self._speaker.stream(prompt, "", n, budget, sampled)) as pieces:
             async for piece in pieces:
                 path += _path(piece.positions)
-                self._remember(prompt, path, sampled)
+                self._remember(prompt, sampled, path)
                 yield piece
 
     async def score(
@@ -78,29 +87,30 @@ class OnceUpstream:
             raise ValueError("a prefix of ids cannot be sent as text")
         digest, said = Prefix.of(prefix.prompt).digest, prefix.generated
         greedy, drawn = self._greedy.of(digest), self._drawn.of(digest)
-        length = min(len(greedy), len(said))
-        left_drawn = not greedy and drawn[: len(said) - 1] == said[:-1]
-        if said and (greedy[:length] != said[:length] or (drawn and left_drawn)):
+        left_greedy = any(path[: len(said)] != said[: len(path)] for path in greedy)
+        left_drawn = any(path and path[: len(said) - 1] == said[:-1] for path in drawn)
+        if said and (left_greedy or (left_drawn and not any(greedy))):
             raise UpstreamCannotContinue
         return prefix.prompt
 
-    def _remember(self, prompt: str | Chat, path: Ids, drawn: bool) -> None:
-        (self._drawn if drawn else self._greedy).put(Prefix.of(prompt).digest, path)
+    def _remember(self, prompt: str | Chat, drawn: bool, *paths: Ids) -> None:
+        (self._drawn if drawn else self._greedy).put(Prefix.of(prompt).digest, paths)
 
 
 class _Answers:
-    """The beginnings of the latest answers, as far as they are known."""
+    """The beginnings of the latest answers, as far as they are known: those of one request."""
 
     def __init__(self) -> None:
-        self._paths: OrderedDict[bytes, Ids] = OrderedDict()
+        self._paths: OrderedDict[bytes, tuple[Ids, ...]] = OrderedDict()
 
-    def of(self, prompt: bytes) -> Ids:
+    def of(self, prompt: bytes) -> tuple[Ids, ...]:
         return self._paths.get(prompt, ())
 
-    def put(self, prompt: bytes, path: Ids) -> None:
-        """Take up an answer; a shorter part of one that is known tells nothing."""
+    def put(self, prompt: bytes, paths: tuple[Ids, ...]) -> None:
+        """Take up answers; shorter parts of those that are known tell nothing."""
         known = self._paths.pop(prompt, ())
-        self._paths[prompt] = known if known[: len(path)] == path else path
+        told = tuple(path[: len(part)] for path, part in zip(known, paths, strict=False))
+        self._paths[prompt] = known if told == paths else paths
         while len(self._paths) > _REMEMBERED:
             self._paths.popitem(last=False)
 

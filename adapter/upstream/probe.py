@@ -122,11 +122,12 @@ class _Probe:
         if self._asking.chat:
             return (
                 *common, self._prefill, self._fragment, self._stream, self._unknown, self._end,
-                self._repeat, self._window,
+                self._several, self._repeat, self._window,
             )  # fmt: skip
         return (
             *common, self._prompt_as_ids, self._chosen, self._end,
-            self._fragment, self._stream, self._echo, self._unknown, self._repeat, self._window,
+            self._fragment, self._stream, self._echo, self._unknown, self._several, self._repeat,
+            self._window,
         )  # fmt: skip
 
     def _found(self, field: str, value: Any, note: str = "") -> None:
@@ -403,6 +404,16 @@ class _Probe:
     async def _unknown(self) -> None:
         seen = await self._ask(self._text, adapter_probe=True)
         self._found("unknown_fields", "ignored" if seen.ok else "refused")
+
+    async def _several(self) -> None:
+        """Two choices of one request, hot enough to differ, where runs may be drawn at all."""
+        if self._value("continues") == "text" or self._value("every_step_shown") is False:
+            return
+        seen = await self._ask(self._text, temperature=2, max_tokens=8, n=2)
+        differ, once = len(set(seen.texts)) == 2, seen.prompt_tokens == self._base.prompt_tokens
+        note = "" if once else "the prompt is read for each choice"
+        note = note if differ else "" if len(seen.texts) < 2 else "two choices were the same"
+        self._found("several", differ and once, note)
 
     async def _window(self) -> None:
         listed = [m for m in self._models if m.get("id") == self._asking.endpoint.model]

@@ -1,7 +1,7 @@
 """What is known of providers and servers before anything is asked; the data is profiles.json."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -14,8 +14,9 @@ import httpx
 class Profile:
     """A provider or server: fields of Capabilities, `source` read in its code, spec or answers.
 
-    `unverified` holds the rest: guesses, or None. `sends`: fields that every question needs there.
-    It is found by the host of a base URL, or by the owner that a server gives its models.
+    `unverified` holds the rest: guesses, or None. `sends`: fields that every question needs there;
+    `omits`: fields that some models refuse there, whatever they say. It is found by the host of a
+    base URL, or by the owner that a server gives its models.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Profile:
     source: Mapping[str, Any]
     unverified: Mapping[str, Any]
     sends: Mapping[str, Any] = field(default_factory=dict)
+    omits: tuple[str, ...] = ()
 
 
 @cache
@@ -33,7 +35,7 @@ def profiles() -> tuple[Profile, ...]:
     """All of them."""
     told = json.loads(files("adapter.upstream").joinpath("profiles.json").read_text("utf-8"))
     return tuple(
-        Profile(name, **one | {k: tuple(one[k]) for k in ("hosts", "owners")})
+        Profile(name, **one | {k: tuple(one.get(k, ())) for k in ("hosts", "owners", "omits")})
         for name, one in told.items()
     )
 
@@ -52,3 +54,9 @@ def always_sent(base_url: str) -> Mapping[str, Any]:
     """The fields that every chat needs there: OpenRouter drops what a provider does not know."""
     profile = profile_of(base_url, chat=True)
     return {} if profile is None else profile.sends
+
+
+def never_sent(base_url: str) -> Collection[str]:
+    """The fields that no chat may have there: OpenAI's newer models refuse penalties, 0 too."""
+    profile = profile_of(base_url, chat=True)
+    return () if profile is None else profile.omits

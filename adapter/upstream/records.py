@@ -104,6 +104,7 @@ class Record:
             scoring=scoring,
             text_scoring=dialect.text_scoring if told in (None, "echo") else told,
             streams=dialect.streams and self.value("streamed_logprobs") is not False,
+            several=self.value("several"),
             **facts,
         )
 
@@ -132,6 +133,7 @@ _DIALECT = (
     "text_scoring",
     "streams",
     "margin",
+    "several",
 )
 
 
@@ -155,7 +157,7 @@ FIELDS = (
     "logprobs", "k_limit", "continues", "continues_by", "named_by", "before_temperature",
     "before_bias", "appends", "every_step_shown", "end_visible", "scoring", "text_scoring",
     "streams", "streamed_logprobs", "reports_cached", "unknown_fields", "margin", "repeatable",
-    "context", "limited_by",
+    "context", "limited_by", "several",
 )  # fmt: skip
 """The fields of Capabilities that a probe or a profile can tell; `rejection` follows from them."""
 

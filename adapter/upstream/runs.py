@@ -2,7 +2,8 @@
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from adapter.candidates import Candidate, Draft, Position, Usage
@@ -16,14 +17,22 @@ LARGEST = 64 * 1024
 
 def split_run(prefix: Prefix, run: Draft) -> Iterator[tuple[Prefix, bytes]]:
     """A run as entries of bounded size, each with the prefix that it stands behind."""
-    done = 0
+    places = list(_places(prefix, run))
     for start, payload in cut_run(run):
-        for position in run.positions[done:start]:
-            if position.drafted is None or position.drafted.id is None:
-                return  # what comes behind cannot be named
-            prefix = prefix.extend(position.drafted)
-        yield prefix, payload
-        done = start
+        if start < len(places):
+            yield places[start], payload
+
+
+def branches(prefix: Prefix, runs: Iterable[Draft]) -> Iterator[tuple[Prefix, Draft]]:
+    """Runs from one place so that none repeats another: each from where it leaves those before."""
+    known: set[bytes] = set()
+    for run in runs:
+        places = list(_places(prefix, run))
+        for start, place in enumerate(places):
+            if place.digest not in known:
+                yield place, replace(run, positions=run.positions[start:])
+                break
+        known.update(place.digest for place in places)
 
 
 def cut_run(run: Draft) -> Iterator[tuple[int, bytes]]:
@@ -77,6 +86,16 @@ def dump_scores(scores: dict[int, float | None]) -> bytes:
 def load_scores(payload: bytes) -> dict[int, float | None]:
     """What `dump_scores` wrote."""
     return dict(_unpack(payload))
+
+
+def _places(prefix: Prefix, run: Draft) -> Iterator[Prefix]:
+    """Where a run's positions stand, as far as that can be named; one place at least."""
+    yield prefix
+    for position in run.positions[:-1]:
+        if position.drafted is None or position.drafted.id is None:
+            return
+        prefix = prefix.extend(position.drafted)
+        yield prefix
 
 
 def _fitting(run: Draft, start: int) -> tuple[int, bytes]:

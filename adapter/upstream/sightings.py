@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from adapter.upstream.answers import finish_of, nats, parsed
+from adapter.upstream.answers import finish_of, nats, parsed, text_of
 
 _ID = re.compile(r"token_id:(\d{1,9})")
 
@@ -55,13 +55,14 @@ class Sighting:
 class Seen:
     """An answer as the probe sees it; `shape` is None where no candidates are listed.
 
-    Counts are None where the server does not tell them.
+    Counts are None where the server does not tell them; `texts` are those of all choices.
     """
 
     status: int
     shape: Literal["classic", "content"] | None = None
     steps: tuple[Sighting, ...] = ()
     text: str = ""
+    texts: tuple[str, ...] = ()
     finish: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -77,10 +78,9 @@ def see(status: int, body: Any) -> Seen:
     """An answer to a completion or chat request; of what is odd, nothing is seen."""
     if status != 200 or not isinstance(body, dict):
         return Seen(status if status != 200 else 502, error=body)
-    choices = body.get("choices")
-    choice = _object(choices[0] if isinstance(choices, list) and choices else None)
-    message = _object(choice.get("message") or choice.get("delta"))
-    text = choice.get("text") or message.get("content")
+    listed = body.get("choices")
+    choices = [_object(choice) for choice in listed] if isinstance(listed, list) else []
+    choice = choices[0] if choices else {}
     logprobs = _object(choice.get("logprobs"))
     steps = tuple(_steps(logprobs))
     usage = _object(body.get("usage"))
@@ -89,7 +89,8 @@ def see(status: int, body: Any) -> Seen:
         status=status,
         shape=_shape(logprobs) if any(s.listed for s in steps) else None,
         steps=steps,
-        text=text if isinstance(text, str) else "",
+        text=text_of(choice),
+        texts=tuple(map(text_of, choices)),
         finish=finish_of(choice),
         prompt_tokens=_count(usage.get("prompt_tokens")),
         completion_tokens=_count(usage.get("completion_tokens")),

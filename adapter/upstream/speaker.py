@@ -46,6 +46,16 @@ class Speaker(Protocol):
         ...
 
 
+class Drawing(Speaker, Protocol):
+    """A speaker that also draws the answers of several choices."""
+
+    async def draws(
+        self, prompt: str | Chat, n: int, budget: Allowance, choices: int
+    ) -> tuple[Draft, ...]:
+        """Sampled runs behind the prompt, as `Upstream.draws`."""
+        ...
+
+
 class Prompted(ABC):
     """An upstream that can be asked with any prompt, ids or text; a prefix goes as its ids."""
 

@@ -47,6 +47,12 @@ class TextUpstream:
         rest, finish = run.finish(draft.finish_reason)
         return Draft((*positions, *rest), finish, draft.usage, kept=run.kept)
 
+    async def draws(
+        self, prefix: Prefix, n: int, budget: Allowance, choices: int
+    ) -> tuple[Draft, ...]:
+        """Not to be had: behind a text every run is greedy."""
+        raise ValueError("behind a text every run is greedy")
+
     async def stream(
         self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
     ) -> AsyncGenerator[Draft, None]:

@@ -113,7 +113,16 @@ class _Question:
 
     @property
     def tokens(self) -> int:
-        """How many may be generated."""
+        """How many may be generated, by all choices together."""
+        return self.choices * self.longest
+
+    @property
+    def choices(self) -> int:
+        return int(self.fields.get("n", 1))
+
+    @property
+    def longest(self) -> int:
+        """How many each choice may have."""
         return int(self.fields.get("max_tokens", _TOKENS))
 
     @property
@@ -127,10 +136,13 @@ class _Question:
         return min(STEP, self.tokens) if self.fields.get("stream") else self.tokens
 
     def paid(self, call: Call) -> "_Question":
-        """The same for no more tokens than money is left for."""
+        """The same for no more tokens than money is left for: fewer choices, then a shorter one."""
         if call.tokens >= self.first:
             return self
-        return replace(self, fields={**self.fields, "max_tokens": call.tokens})
+        paid = {"max_tokens": min(call.tokens, self.longest)}
+        if self.choices > 1:
+            paid["n"] = max(1, call.tokens // self.longest)
+        return replace(self, fields={**self.fields, **paid})
 
     @property
     def largest(self) -> int:
@@ -355,7 +367,8 @@ class Transport:
         attributes: dict[str, str | int] = {
             "gen_ai.operation.name": operation,
             "gen_ai.request.model": self._endpoint.model,
-            "gen_ai.request.max_tokens": question.tokens,
+            "gen_ai.request.max_tokens": question.longest,
+            "gen_ai.request.choice.count": question.choices,
             "server.address": url.host,
         }
         if url.port is not None:

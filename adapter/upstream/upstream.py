@@ -66,6 +66,15 @@ class Upstream(Protocol):
         """
         ...
 
+    async def draws(
+        self, prefix: Prefix, n: int, budget: Allowance, choices: int
+    ) -> tuple[Draft, ...]:
+        """Sampled runs for up to so many choices, from one request, where `capabilities.several`.
+
+        Each is drawn independently of the others. At least one; the first tells what all cost.
+        """
+        ...
+
     def stream(
         self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False
     ) -> AsyncGenerator[Draft, None]:

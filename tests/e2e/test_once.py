@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -245,6 +245,29 @@ def test_samples_of_an_unsteered_upstream_pass_whole(whole: Served) -> None:
         assert whole.upstream.requests[-1]["temperature"] == 1
         finishes.add(answer.json()["choices"][0]["finish_reason"])
     assert "length" in finishes
+
+
+@pytest.mark.parametrize(("single", "asked"), [(False, [4]), (True, [4, 1, 1, 1])])
+@pytest.mark.parametrize("stream", [False, True])
+def test_choices_that_draw_come_from_one_request(
+    whole: Served, monkeypatch: pytest.MonkeyPatch, single: bool, asked: list[int], stream: bool
+) -> None:
+    """Where the server ignores `n` each has a request of its own; each is billed once."""
+    monkeypatch.setattr(whole.upstream, "habits", replace(WHOLE, single=single))
+    before = len(whole.upstream.requests)
+    more = {"stream_options": {"include_usage": True}} if stream else {}
+    answer = whole.post(
+        USERS[0], n=4, temperature=1.0, steering={"alpha": 0.0}, stream=stream, **more
+    )
+    assert answer.status_code == 200, answer.text
+    assert [body["n"] for body in whole.upstream.requests[before:]] == asked
+    told = events(answer)[-2] if stream else answer.json()
+    usage = told["usage"]
+    spent = usage["upstream"]
+    assert (spent["calls"], spent["completion_tokens"]) == (len(asked), usage["completion_tokens"])
+    assert spent["prompt_tokens"] == len(asked) * len(whole.prompt(USERS[0]))
+    if not stream:
+        assert len({choice["message"]["content"] for choice in told["choices"]}) > 1
 
 
 def test_messages_are_sent_as_they_are(openai: Served) -> None:

@@ -44,7 +44,7 @@ class Habits:
     listed. `loses`: nothing is shown of tokens that end inside a character. `drops`: streams are
     without the chunks that have no text, as LiteLLM's; the last one says how it ended. `dumb`: no
     log-probabilities, in answers or in streams. `newer`: `max_tokens` is refused, as gpt-5 does.
-    `deaf`: what the assistant said last is left out.
+    `deaf`: what the assistant said last is left out. `single`: one choice, whatever `n` says.
     """
 
     continues: Literal["none", "trailing message", "continue_final_message", "prefix"] = "none"
@@ -59,6 +59,7 @@ class Habits:
     dumb: Literal["no", "always", "streams"] = "no"
     newer: bool = False
     deaf: bool = False
+    single: bool = False
 
 
 VLLM = Habits("continue_final_message", "asked ids", most=10**6, strict=False, hides_end=False)
@@ -105,11 +106,12 @@ class ChatServer:
         prompt = self.ids(messages, said)
         if len(prompt) + _longest(body) > 512:
             return _error("This model's maximum context length is 512 tokens.")
-        run = self.model._run(prompt, body | {"max_tokens": _longest(body)})
+        asked = body | {"max_tokens": _longest(body)}
         if body.get("stream"):
-            chunks = self._chunks(run, said, len(prompt), body)
+            chunks = self._chunks(self.model._run(prompt, asked), said, len(prompt), body)
             return StreamingResponse(chunks, media_type="text/event-stream")
-        return JSONResponse(self._whole(list(run), said, len(prompt), body))
+        runs = [list(self.model._run(prompt, asked)) for _ in range(self._choices(body))]
+        return JSONResponse(self._whole(runs, said, len(prompt), body))
 
     def _problem(self, body: Json) -> str | None:
         unknown = set(body) - _OPENAI - ({"prefix"} if self.habits.continues == "prefix" else set())
@@ -129,18 +131,25 @@ class ChatServer:
             return bool(body.get(form)) and body.get("add_generation_prompt") is False
         return form == "trailing message" or bool(last.get("prefix"))
 
-    def _whole(self, run: list[Any], said: str | None, read: int, body: Json) -> Json:
+    def _choices(self, body: Json) -> int:
+        return 1 if self.habits.single else body.get("n") or 1
+
+    def _whole(self, runs: list[Any], said: str | None, read: int, body: Json) -> Json:
+        choices = [
+            {"index": index, **self._choice(run, said, body)} for index, run in enumerate(runs)
+        ]
+        usage = _usage(read, sum(map(len, runs)))
+        return _head("chat.completion") | {"choices": choices, "usage": usage}
+
+    def _choice(self, run: list[Any], said: str | None, body: Json) -> Json:
         entries = [e for at in range(len(run)) for e in self._entries(run, at, body)]
         silent = not body.get("logprobs") or self.habits.dumb == "always"
         text = (said or "") * self.habits.repeats + self._text(run)
-        choice = {
-            "index": 0,
+        return {
             "message": {"role": "assistant", "content": text, "refusal": None},
             "logprobs": None if silent or not entries else {"content": entries, "refusal": None},
             "finish_reason": run[-1][2],
         }
-        usage = _usage(read, len(run))
-        return _head("chat.completion") | {"choices": [choice], "usage": usage}
 
     def _chunks(self, run: Any, said: str | None, read: int, body: Json) -> Iterator[str]:
         opening = {"role": "assistant", "content": (said or "") * self.habits.repeats}

@@ -63,7 +63,8 @@ class ModelServer:
         prompts = _prompts(body["prompt"], self.tokenizer)
         if body.get("stream"):
             return StreamingResponse(self._events(prompts[0], body), media_type="text/event-stream")
-        choices = [self._choice(i, ids, body) for i, ids in enumerate(prompts)]
+        wanted = [ids for ids in prompts for _ in range(body.get("n") or 1)]
+        choices = [self._choice(i, ids, body) for i, ids in enumerate(wanted)]
         produced = sum(c.pop("_tokens") for c in choices)
         read = sum(len(ids) for ids in prompts)
         return JSONResponse(

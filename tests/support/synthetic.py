@@ -6,7 +6,7 @@ For tests of invariance and of distributions, which need thousands of calls and 
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -80,6 +80,7 @@ class Synthetic:
     temperature: float = 1.0
     scoring: Literal["chosen", "forced"] | None = "chosen"
     text_scoring: Literal["echo", "forced", "none"] = "echo"
+    several: bool = False
     calls: int = 0
     billed: int = 0
     cuts: int = 0
@@ -95,6 +96,7 @@ class Synthetic:
             streams=True,
             margin=1e-6,
             text_scoring=self.text_scoring,
+            several=self.several,
         )
 
     @property
@@ -119,6 +121,19 @@ class Synthetic:
             positions += piece.positions
             finish, usage = piece.finish_reason, usage + piece.usage
         return Draft(positions, finish, usage)
+
+    async def draws(
+        self, prefix: Prefix, n: int, budget: Allowance, choices: int
+    ) -> tuple[Draft, ...]:
+        async with budget.call(len(prefix.ids), n * choices):
+            usage = self._call(prefix)
+            await asyncio.sleep(self.latency)
+            runs = [list(self._run(list(prefix.ids), n, True)) for _ in range(choices)]
+        made = sum(map(len, runs))
+        self.billed += made
+        shown = [tuple(p for p, _ in run if p is not None) for run in runs]
+        first, *others = (Draft(s, r[-1][1], Usage()) for s, r in zip(shown, runs, strict=True))
+        return (replace(first, usage=usage + Usage(completion_tokens=made)), *others)
 
     async def stream(
         self, prefix: Prefix, n: int, budget: Allowance, sampled: bool = False

@@ -73,6 +73,11 @@ class SyntheticSpeaker:
     ) -> Draft:
         return await self.model.draft(self._prefix(prompt, said, n), n, budget, sampled)
 
+    async def draws(
+        self, prompt: str | Chat, n: int, budget: Allowance, choices: int
+    ) -> tuple[Draft, ...]:
+        return await self.model.draws(self._prefix(prompt, "", n), n, budget, choices)
+
     async def stream(
         self, prompt: str | Chat, said: str, n: int, budget: Allowance, sampled: bool = False
     ) -> AsyncGenerator[Draft, None]:

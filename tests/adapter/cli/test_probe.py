@@ -40,11 +40,11 @@ def test_a_table_of_what_was_found(run, server) -> None:
     code, out, err = run(
         server.base_url, "--api-key-env", "KEY", "--tokenizer", f"hf:{tiny().upstream}"
     )
-    assert (code, out.count("measured")) == (0, 17)
-    for words in ("tier: A, exact at every position", "use: api: completions", "calls made: 18"):
+    assert (code, out.count("measured")) == (0, 18)
+    for words in ("tier: A, exact at every position", "use: api: completions", "calls made: 19"):
         assert words in out
     assert "at most 25 calls" in err
-    assert len(server.requests) == 17
+    assert len(server.requests) == 18
 
 
 def test_json_is_the_record_that_is_kept(run, server, tmp_path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import chisquare
 
+from adapter.candidates import Usage
 from adapter.decoding import Frozen, walk
 from adapter.request import Sampling
 from adapter.upstream.cached import CachedUpstream
@@ -64,12 +65,16 @@ def texts(temperature):
     return found
 
 
-async def sample(draws, temperature, lookahead, *, upstream=None, frozen=Frozen, seeded=False):
-    """Texts generated one after the other, each a request of its own."""
+async def sample(
+    draws, temperature, lookahead, *, upstream=None, frozen=Frozen, seeded=False, choices=1
+):
+    """Texts generated one after the other, so many of each request."""
     inner = upstream or replace(UPSTREAM, luck=1, _rows={})
-    sampling = Sampling(max_tokens=LENGTH, temperature=temperature)
+    sampling, shared = Sampling(max_tokens=LENGTH, temperature=temperature), None
     counts = dict.fromkeys(texts(temperature), 0)
-    for seed in range(draws):
+    for number in range(draws):
+        seed, choice = divmod(number, choices)
+        shared = shared if choice else frozen(inner)
         asked = replace(sampling, seed=seed) if seeded else sampling
         one = generation(
             PROMPT,
@@ -79,8 +84,10 @@ async def sample(draws, temperature, lookahead, *, upstream=None, frozen=Frozen,
             alpha=ALPHA,
             lookahead=lookahead,
             seed=seed,
+            choice=choice,
+            choices=choices,
         )
-        steps, _ = await run(frozen(inner), one)
+        steps, _ = await run(shared, one)
         counts[tuple(VOCABULARY.id_of(s.token) or 0 for s in steps)] += 1
     return counts
 
@@ -105,6 +112,16 @@ MANY += [(True, 2, 1.0, False), (True, 3, 0.7, False), (False, 3, 1.0, True), (T
 @pytest.mark.parametrize(("seeded", "lookahead", "temperature", "cached"), CELLS)
 async def test_match_and_rejection_follow_the_target(seeded, lookahead, temperature, cached):
     await follows_the_target(seeded, lookahead, temperature, cached, draws=2500)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize(("lookahead", "temperature"), [(2, 1.0), (3, 0.7)])
+async def test_choices_drawn_together_follow_the_target(lookahead, temperature, cached):
+    inner = replace(UPSTREAM, luck=lookahead, several=True, _rows={})
+    upstream = CachedUpstream(inner, None) if cached else inner
+    counts = await sample(3000, temperature, lookahead, upstream=upstream, choices=3)
+    assert p_value(counts, temperature) > SOUND
+    assert inner.calls < 3000 * 0.75
 
 
 @pytest.mark.full
@@ -159,9 +176,17 @@ async def test_what_looks_harmless_is_caught(name):
     assert p_value(counts, 1.0) < BIASED
 
 
-async def pairs_of_choices(frozen, draws):
+class DrawnOnce(Synthetic):
+    """Gives every choice of a request the same draft."""
+
+    async def draws(self, prefix, n, budget, choices):
+        (first,) = await super().draws(prefix, n, budget, 1)
+        return (first, *[replace(first, usage=Usage())] * (choices - 1))
+
+
+async def pairs_of_choices(frozen, draws, inner=UPSTREAM):
     """How often two choices of one request begin with each pair of tokens."""
-    inner = replace(UPSTREAM, luck=6, _rows={})
+    inner = replace(inner, luck=6, _rows={})
     counts = np.zeros((SIZE, SIZE))
     for seed in range(draws):
         shared, firsts = frozen(inner), []
@@ -175,6 +200,7 @@ async def pairs_of_choices(frozen, draws):
                 lookahead=1,
                 seed=seed,
                 choice=choice,
+                choices=2,
             )
             steps, _ = await run(shared, one)
             firsts.append(VOCABULARY.id_of(steps[0].token) or 0)
@@ -185,6 +211,15 @@ async def pairs_of_choices(frozen, draws):
 
 async def test_choices_of_one_request_are_independent():
     assert await pairs_of_choices(Frozen, 3000) > SOUND
+
+
+async def test_choices_drawn_together_are_independent():
+    assert await pairs_of_choices(Frozen, 3000, replace(UPSTREAM, several=True)) > SOUND
+
+
+async def test_a_draft_that_is_given_to_every_choice_is_caught():
+    once = DrawnOnce(VOCABULARY, k=K, seed=8, sharpness=1.0, several=True)
+    assert await pairs_of_choices(Frozen, 3000, once) < BIASED
 
 
 async def test_siblings_that_share_a_draft_by_rejection_are_caught():

@@ -83,6 +83,44 @@ async def test_asks_once_and_then_reads_for_free() -> None:
     assert inner.asked == budget.taken == 1
 
 
+async def test_runs_drawn_together_are_kept_each_where_it_leaves_the_others() -> None:
+    """All that is kept is what the upstream shows there, and one alone stands at the prompt."""
+    vocabulary = vocabulary_of_size(24)
+    for luck in range(20):
+        inner = Synthetic(vocabulary, k=5, luck=luck, end_logit=-9.0, sharpness=1.0, several=True)
+        upstream, budget = CachedUpstream(inner, MemoryCache(10**7, 60)), Budget(99)
+        runs = await upstream.draws(PREFIX, 6, budget, 4)
+        assert (len(runs), inner.calls) == (4, 1)
+        assert upstream.lookups == Lookups(misses=1)
+        (again,) = await upstream.for_request().draws(PREFIX, 6, budget, 4)
+        assert (again.positions, again.source) == (runs[0].positions, "cache")
+        for run in runs:
+            reader, at, here = upstream.for_request(), 0, PREFIX
+            while at < len(run.positions):
+                draft = await reader.draft(here, 9, budget)
+                assert (draft.source, draft.usage) == ("cache", Usage())
+                for position in draft.positions:
+                    own = run.positions[at]
+                    assert position.candidates == own.candidates
+                    assert [c.logprob for c in position.candidates] == [
+                        inner.logprobs(here.ids)[c.id] for c in position.candidates
+                    ]
+                    here, at = here.extend(own.drafted), at + 1
+                    if position.drafted != own.drafted:
+                        break
+        assert inner.calls == 1
+
+
+async def test_who_joins_a_call_for_several_takes_one_and_none_as_his_own() -> None:
+    inner = Synthetic(vocabulary_of_size(24), k=5, latency=0.05, several=True)
+    upstream = CachedUpstream(inner, MemoryCache(10**7, 60))
+    asked = [upstream.for_request().draws(PREFIX, 6, Budget(9), 3) for _ in range(2)]
+    mine, theirs = await asyncio.gather(*asked)
+    assert [len(mine), len(theirs), inner.calls] == [3, 1, 1]
+    assert (theirs[0].source, theirs[0].usage) == ("cache", Usage())
+    assert [draft.source for draft in mine] == ["upstream"] * 3
+
+
 async def test_a_longer_run_serves_shorter_ones() -> None:
     upstream = cached(Fixed(), MemoryCache(10**6, 60))
     await upstream.draft(PREFIX, 2, Allowed())

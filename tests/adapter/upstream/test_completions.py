@@ -11,7 +11,7 @@ from adapter.candidates import END, Position
 from adapter.errors import UpstreamMalformed
 from adapter.prefix import Prefix
 from adapter.upstream import Endpoint, connect
-from adapter.upstream.completions import EVERY, read_run, read_text
+from adapter.upstream.completions import EVERY, read_runs, read_text
 from adapter.upstream.tokens import TokenNames
 from tests.adapter.upstream.vocabularies import BYTES, Allowed, sample, thorough, vocabulary_of
 from tests.support.model_server import model_server
@@ -41,11 +41,11 @@ TINY = vocabulary_of(
 
 
 def read(body: Any, k: int = 5, n: int = 8) -> tuple[tuple[Position, ...], str | None]:
-    return read_run(body, NAMES, k, n)
+    return read_runs(body, NAMES, k, n)[0]
 
 
 def test_reads_vllm_by_ids() -> None:
-    positions, finish = read_run(sample("vllm", "ids")["response"], TokenNames(TINY), 3, 8)
+    positions, finish = read_runs(sample("vllm", "ids")["response"], TokenNames(TINY), 3, 8)[0]
     assert finish == "length"
     assert [p.drafted.id for p in positions if p.drafted] == [200, 200, 200]
     first = positions[0]
@@ -57,20 +57,20 @@ def test_reads_vllm_by_ids() -> None:
 
 @pytest.mark.parametrize("server", ["vllm", "llamacpp_python"])
 def test_reads_keys_of_text(server: str) -> None:
-    positions, _ = read_run(sample(server, "text")["response"], TokenNames(TINY), 5, 8)
+    positions, _ = read_runs(sample(server, "text")["response"], TokenNames(TINY), 5, 8)[0]
     assert [c.id for c in positions[0].candidates] == [345, 200, 290, 264, 337]
     assert positions[0].drafted == positions[0].candidates[0]
 
 
 def test_by_text_parts_of_characters_cannot_be_told_apart() -> None:
     with pytest.raises(UpstreamMalformed, match="no usable"):
-        read_run(sample("vllm", "collapsed_text")["response"], TokenNames(TINY), 5, 1)
+        read_runs(sample("vllm", "collapsed_text")["response"], TokenNames(TINY), 5, 1)[0]
 
 
 def test_by_id_parts_of_characters_are_all_there() -> None:
     parts = {247: b"\x9d", 230: b"\x8c", 139: b"\xbe", 117: b"\xa7", 124: b"\xae"}
     body = sample("vllm", "collapsed_ids")["response"]
-    (position,), _ = read_run(body, TokenNames(vocabulary_of(parts)), 5, 1)
+    (position,), _ = read_runs(body, TokenNames(vocabulary_of(parts)), 5, 1)[0]
     # Candidates of equal log-probability come in the order of their ids.
     assert [c.id for c in position.candidates] == [247, 230, 117, 124, 139]
 
@@ -79,7 +79,9 @@ def test_by_id_parts_of_characters_are_all_there() -> None:
     ("server", "token"), [("vllm", 700), ("llamacpp_python", 560)], ids=["vllm", "llamacpp_python"]
 )
 def test_a_sampled_token_beyond_k_is_drafted_but_no_candidate(server: str, token: int) -> None:
-    (position,), _ = read_run(sample(server, "temperature_2")["response"], TokenNames(TINY), 5, 1)
+    (position,), _ = read_runs(sample(server, "temperature_2")["response"], TokenNames(TINY), 5, 1)[
+        0
+    ]
     assert [c.id for c in position.candidates] == [345, 200, 290, 264, 337]
     assert position.drafted is not None
     assert position.drafted.id == token
@@ -107,14 +109,14 @@ def test_a_sampled_token_as_likely_as_the_last_of_the_k_is_the_one_appended() ->
 
 def test_sampled_runs_need_tokens_named_by_id() -> None:
     body = classic({"token_id:99": -0.1, "token_id:100": -3.0})
-    assert read_run(body, NAMES, 2, 8, sampled=True) == read_run(body, NAMES, 2, 8)
+    assert read_runs(body, NAMES, 2, 8, sampled=True)[0] == read_runs(body, NAMES, 2, 8)[0]
     with pytest.raises(UpstreamMalformed, match="by their text"):
-        read_run(classic({"a": -0.1, "b": -3.0}), NAMES, 2, 8, sampled=True)
+        read_runs(classic({"a": -0.1, "b": -3.0}), NAMES, 2, 8, sampled=True)[0]
 
 
 def test_logprobs_0_shows_the_sampled_token_alone_and_that_is_not_enough() -> None:
     with pytest.raises(UpstreamMalformed, match="no usable"):
-        read_run(sample("vllm", "logprobs_0")["response"], TokenNames(TINY), 0, 8)
+        read_runs(sample("vllm", "logprobs_0")["response"], TokenNames(TINY), 0, 8)[0]
 
 
 def test_end_is_a_candidate_and_ends_the_run() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from adapter.errors import UpstreamError, UpstreamMalformed
 from adapter.upstream.answers import consumed, only_choice, parsed, tokens_shown, usage_of
-from adapter.upstream.completions import read_run
+from adapter.upstream.completions import read_runs
 from adapter.upstream.llamacpp import LlamaCppRun
 from adapter.upstream.tokens import TokenNames
 from tests.adapter.upstream.test_completions import sound
@@ -107,7 +107,7 @@ def read(raw: bytes, api: str) -> tuple[Any, ...]:
         assert usage is None or min(usage.prompt_tokens, usage.completion_tokens) >= 0
     assert tokens_shown(body) >= 0
     if api == "completions":
-        return read_run(body, NAMES, 5, 3)[0]
+        return read_runs(body, NAMES, 5, 3)[0][0]
     run = LlamaCppRun(NAMES, 3)
     positions = run.read(only_choice(body))
     run.finish(len(positions))

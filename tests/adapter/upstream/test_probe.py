@@ -1,5 +1,6 @@
 """The probe against real engines and against servers with other habits."""
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -71,6 +72,7 @@ VLLM = {
     "unknown_fields": "ignored",
     "repeatable": 0.0,
     "context": 512,
+    "several": True,
 }
 
 
@@ -78,7 +80,7 @@ async def test_every_capability_of_vllms_shape(server: ModelServer, vocabulary: 
     record = await probe(Endpoint(server.base_url, ""), Budget(MOST_CALLS), vocabulary)
     assert measured(record) == VLLM
     assert (record.model, record.api, record.reason) == ("tiny", "completions", "")
-    assert (record.tier, record.profile, record.calls) == ("A", "vLLM", 18)
+    assert (record.tier, record.profile, record.calls) == ("A", "vLLM", 19)
     assert set(record.findings) == set(FIELDS)
 
 
@@ -100,7 +102,9 @@ async def test_every_capability_of_llamacpp(vocabulary: Vocabulary) -> None:
         blind = await probe(Endpoint(engine.base_url, ""), Budget(MOST_CALLS))
     found = measured(record)
     assert found.pop("repeatable") < 1e-4
-    assert found == {k: v for k, v in (VLLM | LLAMACPP).items() if k != "repeatable"}
+    assert found == {
+        k: v for k, v in (VLLM | LLAMACPP).items() if k != "repeatable" and v is not None
+    }
     assert (record.api, record.tier, record.profile) == ("llama.cpp", "A", "llama.cpp server")
     assert (blind.api, blind.model) == ("llama.cpp", "demo")
     assert measured(blind)["every_step_shown"] is False
@@ -108,6 +112,7 @@ async def test_every_capability_of_llamacpp(vocabulary: Vocabulary) -> None:
 
 LLAMACPP = {
     "text_scoring": "forced",
+    "several": None,
     "appends": False,
     "every_step_shown": False,
     "scoring": "forced",
@@ -128,7 +133,7 @@ async def test_the_most_candidates_are_found_by_asking(look, granted, limit) -> 
 async def test_a_limit_that_is_told_is_tried(look) -> None:
     told = "Requested sample logprobs of 1000, which is greater than max allowed: 77"
     record = await look(asked=lambda b: b if b["logprobs"] <= 77 else refused(400, told))
-    assert (record.value("k_limit"), record.calls) == (77, 19)
+    assert (record.value("k_limit"), record.calls) == (77, 20)
 
 
 async def test_candidates_left_out_in_silence_are_a_limit(look) -> None:
@@ -223,6 +228,38 @@ async def test_without_echo_tokens_are_forced(look) -> None:
     assert record.value("text_scoring") == "forced"
 
 
+def shorter(body: Json) -> Json:
+    return body | {"n": 1}
+
+
+def alike(body: Json) -> Json:
+    return body | {"seed": 1}
+
+
+async def test_two_choices_of_one_request_have_to_be_two_draws(look) -> None:
+    """A server may ignore `n`, refuse it, or draw once for both."""
+    habits = {"": lambda b: b, "ignored": shorter, "the same": alike}
+    found = {name: (await look(asked=asked)).findings["several"] for name, asked in habits.items()}
+    assert {name: one.value for name, one in found.items()} == {
+        "": True, "ignored": False, "the same": False,
+    }  # fmt: skip
+    assert found["the same"].note == "two choices were the same"
+    refuses = await look(asked=lambda b: refused(400) if b.get("n") == 2 else b)
+    assert refuses.value("several") is False
+
+
+async def test_a_prompt_that_is_billed_for_each_choice_is_asked_for_by_each(look, server) -> None:
+    def billed(body: Json) -> Json | Response:
+        if body.get("n") != 2:
+            return body
+        told = json.loads(server.answer(body).body)
+        told["usage"]["prompt_tokens"] *= 2
+        return JSONResponse(told)
+
+    found = (await look(asked=billed)).findings["several"]
+    assert (found.value, found.note) == (False, "the prompt is read for each choice")
+
+
 async def test_no_logprobs_is_tier_d(look) -> None:
     def none(body: Json) -> Json:
         return body | {"logprobs": None}
@@ -287,6 +324,26 @@ async def test_a_provider_is_told_with_every_question_not_to_drop_fields(
     assert len(chat.requests) > 10
     assert all(body["provider"] == {"require_parameters": True} for body in chat.requests)
     assert not any("top_k" in body for body in chat.requests)
+
+
+@pytest.mark.parametrize("name", ["OpenAI chat", "Azure OpenAI", "xAI"])
+async def test_openai_is_not_told_of_penalties_that_are_none(name, vocabulary, monkeypatch) -> None:
+    """Its newer models refuse these fields, whatever they say."""
+    (own,) = [p for p in profiles() if p.name == name]
+    monkeypatch.setattr(known, "profiles", lambda: (replace(own, hosts=("127.0.0.1",)),))
+    with chat_server(tiny().upstream) as chat:
+        upstream = connect_chat(Endpoint(chat.base_url, "tiny"), SOME_CHAT, vocabulary, 5)
+        prompt = Prefix.of(Chat((Message("user", "Where?"),)))
+        await upstream.draft(prompt, 2, Budget(1))
+        await upstream.draws(prompt, 2, Budget(1), 3)
+        await upstream.close()
+    penalties = {"presence_penalty", "frequency_penalty"}
+    for body in chat.requests:
+        assert penalties & set(body) == (penalties if name == "xAI" else set())
+        assert "logit_bias" not in body
+
+
+SOME_CHAT = Record("", "tiny", "chat", "", 0, None, {}, chat_only=True)
 
 
 @pytest.fixture

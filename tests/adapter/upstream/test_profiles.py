@@ -89,6 +89,13 @@ def test_openais_chats_are_limited_by_the_name_that_all_its_models_take() -> Non
     assert record.narrow(CHAT).limited_by == "max_completion_tokens"
 
 
+@pytest.mark.parametrize(("host", "several"), [("api.openai.com", True), ("api.x.ai", None)])
+def test_what_a_profile_knows_of_several_choices_is_believed(host, several) -> None:
+    record = assumed(f"https://{host}/v1", "m")
+    assert record.narrow(CHAT).several is several
+    assert record.narrow(COMPLETIONS).several is several
+
+
 def test_only_sglang_is_known_to_show_logprobs_after_temperature() -> None:
     known = {n: p.source["before_temperature"] for n, p in NAMED.items() if
              "before_temperature" in p.source}  # fmt: skip

@@ -23,7 +23,7 @@ from adapter.errors import (
 )
 from adapter.prefix import Prefix
 from adapter.upstream import Endpoint, Upstream, connect
-from adapter.upstream.completions import EVERY, CompletionsRun, read_run, read_scores
+from adapter.upstream.completions import EVERY, CompletionsRun, read_runs, read_scores
 from adapter.upstream.llamacpp import LlamaCppRun
 from adapter.upstream.pieces import Run, pieces
 from adapter.upstream.tokens import TokenNames
@@ -335,7 +335,7 @@ async def test_chunks_of_any_size_read_as_the_whole(
     parts = [classic(*shown[a:b], finish="")["choices"][0] for a, b in cuts(len(shown), at)]
     parts[-1]["finish_reason"] = finish
     try:
-        whole = read_run(classic(*shown, finish=finish), NAMES, 4, n)
+        whole = read_runs(classic(*shown, finish=finish), NAMES, 4, n)[0]
     except UpstreamMalformed:  # none of a step's candidates has a name
         with pytest.raises(UpstreamMalformed):
             await chunked(CompletionsRun(NAMES, 4, n, sampled=False), parts)
@@ -377,7 +377,7 @@ WORDS = vocabulary_of({int(i): bytes.fromhex(token) for i, token in RECORDED["to
 
 
 def test_a_recorded_sampled_run_shows_the_top_k_alone() -> None:
-    positions, finish = read_run(RECORDED["response"], TokenNames(WORDS), 3, 8, sampled=True)
+    positions, finish = read_runs(RECORDED["response"], TokenNames(WORDS), 3, 8, sampled=True)[0]
     assert (len(positions), finish) == (8, "length")
     assert {len(p.candidates) for p in positions} == {3}
     assert [p.drafted in p.candidates for p in positions] == [False, *[True] * 5, False, True]
@@ -387,13 +387,13 @@ def test_a_recorded_sampled_run_shows_the_top_k_alone() -> None:
 
 def test_counting_the_sampled_token_as_a_candidate_would_be_seen() -> None:
     """The canary: with k = 4 the appended tokens pass as candidates, and only where sampled."""
-    positions, _ = read_run(RECORDED["response"], TokenNames(WORDS), 4, 8, sampled=True)
+    positions, _ = read_runs(RECORDED["response"], TokenNames(WORDS), 4, 8, sampled=True)[0]
     assert [len(p.candidates) for p in positions] == [4, 3, 3, 3, 3, 3, 4, 3]
 
 
 async def test_a_recorded_stream_is_the_recorded_run() -> None:
     recorded = sample("vllm", "sampled_stream")
-    expected = read_run(RECORDED["response"], TokenNames(WORDS), 3, 8)
+    expected = read_runs(RECORDED["response"], TokenNames(WORDS), 3, 8)[0]
     body = recorded["response"].encode()
     with scripted(Reply(body=body, headers=WHOLE.headers)) as script:
         upstream = wire(script.base_url, vocabulary=WORDS, top_logprobs=3)

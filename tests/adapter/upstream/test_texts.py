@@ -356,19 +356,52 @@ async def test_an_upstream_that_cannot_go_on_is_exact_up_to_the_first_departure(
     assert departed > 20
 
 
-@pytest.mark.parametrize(("seed", "calls"), [(None, 4), (3, 1)])
-async def test_choices_that_draw_each_have_an_answer_of_their_own(seed, calls):
+@pytest.mark.parametrize(
+    ("seed", "several", "calls"), [(None, False, 4), (None, True, 1), (3, False, 1)]
+)
+async def test_choices_that_draw_each_have_an_answer_of_their_own(seed, several, calls):
     """Following another's sample they would soon leave it, and nothing could be had there."""
-    one = SyntheticSpeaker(speaker(k=None).model, continues="none")
+    one = SyntheticSpeaker(speaker(k=None, several=several).model, continues="none")
     sampling = Sampling(max_tokens=8 if seed is None else 1, temperature=1.0, seed=seed)
     frozen, said = Frozen(OnceUpstream(one)), set()
     for choice in range(4):
-        drawn = generation("hbd", lexicon=LEXICON, sampling=sampling, choice=choice)
+        drawn = generation("hbd", lexicon=LEXICON, sampling=sampling, choice=choice, choices=4)
         steps, ending = await run(frozen, drawn)
         assert len(steps) == sampling.max_tokens or ending.finish_reason == "stop"
         said.add(tuple(step.token for step in steps))
     assert len(one.asked) == calls
     assert len(said) > 1
+
+
+class Single(SyntheticSpeaker):
+    """Draws one answer, however many are asked for; `wanted` is how many were."""
+
+    async def draws(self, prompt, n, budget, choices):
+        self.wanted = [*getattr(self, "wanted", []), choices]
+        return (await super().draws(prompt, n, budget, 1))[:1]
+
+
+async def test_where_one_answer_comes_for_several_it_is_not_tried_again():
+    one = Single(speaker(k=None, several=True).model, continues="none")
+    frozen, sampling = Frozen(OnceUpstream(one)), Sampling(max_tokens=8, temperature=1.0)
+    for choice in range(4):
+        drawn = generation("hbd", lexicon=LEXICON, sampling=sampling, choice=choice, choices=4)
+        await run(frozen, drawn)
+    assert (one.wanted, len(one.asked)) == ([4], 4)
+
+
+async def test_who_leaves_an_answer_drawn_with_others_costs_no_call():
+    one = SyntheticSpeaker(speaker(several=True).model, continues="none")
+    sampling, left = Sampling(max_tokens=8, temperature=1.0), 0
+    frozen = Frozen(OnceUpstream(one))
+    for choice in range(4):
+        drawn = generation("hbd", lexicon=LEXICON, sampling=sampling, choice=choice, choices=4)
+        try:
+            await run(frozen, drawn)
+        except UpstreamCannotContinue:
+            left += 1
+    assert left > 1
+    assert len(one.asked) == 1
 
 
 async def test_one_token_can_always_be_had():

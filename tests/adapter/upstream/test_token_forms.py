@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from adapter.candidates import END, Candidate, make_position
 from adapter.errors import UpstreamMalformed
 from adapter.upstream.answers import nats
-from adapter.upstream.completions import read_run
+from adapter.upstream.completions import read_runs
 from adapter.upstream.llamacpp import read_forced
 from adapter.upstream.tokens import TokenNames
 from tests.adapter.upstream.vocabularies import BYTES, sample, vocabulary_of
@@ -195,10 +195,10 @@ def test_equal_keys_collapse() -> None:
     body = sample("vllm", "collapsed_text")["response"]
     assert list(body["choices"][0]["logprobs"]["top_logprobs"][0]) == [""]
     with pytest.raises(UpstreamMalformed, match="no usable"):
-        read_run(body, NAMES, 5, 1)
+        read_runs(body, NAMES, 5, 1)[0]
     logprobs = {"tokens": ["a"], "token_logprobs": [-0.5], "top_logprobs": [{"a": -0.5, "": -2.0}]}
     fewer = {"choices": [{"text": "a", "logprobs": logprobs, "finish_reason": "length"}]}
-    (position,), _ = read_run(fewer, NAMES, 5, 1)
+    (position,), _ = read_runs(fewer, NAMES, 5, 1)[0]
     assert [candidate.token for candidate in position.candidates] == [b"a"]
 
 

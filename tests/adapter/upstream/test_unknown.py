@@ -10,7 +10,7 @@ from adapter.errors import SettingsError, UpstreamMalformed
 from adapter.prefix import Prefix
 from adapter.settings import load_settings
 from adapter.upstream import Endpoint, connect
-from adapter.upstream.completions import read_run
+from adapter.upstream.completions import read_runs
 from adapter.upstream.unknown import Spellings, SpeltNames, spelt_id
 from tests.support.scripted import Reply, classic, scripted
 
@@ -77,17 +77,17 @@ def test_spellings_hold_what_was_met():
 
 def test_what_was_printed_alike_counts_as_hidden_and_bounds_nothing():
     body = classic({"a": -0.5, "�": -2.0}, {"b": -0.5, "c": -1.5}, text="ab")
-    (first, second), _ = read_run(body, NAMES, 2, 2)
+    (first, second), _ = read_runs(body, NAMES, 2, 2)[0]
     assert first.floor == 0.0  # the nameless one may be several, likelier than any shown
     assert first.hidden == pytest.approx(1.0 - math.exp(-0.5))
     assert second.floor == -1.5
-    (short,), _ = read_run(classic({"a": -0.5, "b": -2.0}, text="a"), NAMES, 3, 1)
+    (short,), _ = read_runs(classic({"a": -0.5, "b": -2.0}, text="a"), NAMES, 3, 1)[0]
     assert short.floor == 0.0  # three were asked for: two are one
 
 
 def test_tokens_that_do_not_add_up_to_the_text_are_refused():
     with pytest.raises(UpstreamMalformed, match="set `tokenizer`"):
-        read_run(classic({"the": -0.5}, {"cat": -0.5}, text=" the cat"), NAMES, 1, 2)
+        read_runs(classic({"the": -0.5}, {"cat": -0.5}, text=" the cat"), NAMES, 1, 2)[0]
 
 
 async def test_nothing_is_asked_for_by_id():
