@@ -1,7 +1,6 @@
 """The one place that speaks HTTP with a hosted model."""
 
 import asyncio
-import logging
 import math
 import re
 import time
@@ -16,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
-import httpx2
-import openai
+import aiohttp
+import httpx
 
 from adapter.candidates import Usage
 from adapter.errors import (
@@ -44,21 +43,19 @@ MAX_TOKENS = "max_tokens"
 
 _PRINTABLE = re.compile(r"[!-~]+")
 _CONNECT = 5.0
-_END = 0.2
+_END, _PAUSE = 0.2, 0.001
 _TOKENS = 16  # OpenAI's own default of max_tokens
 _TURN = 16
 """Tokens that a template puts around a message at most, give or take."""
 _ENVELOPE, _ENTRY = 2**20, 2**10
 """Bytes an answer may have, and for each candidate of each token as many again."""
 
-# Version 2 of the SDK logs whole request bodies at DEBUG, and those hold prompts.
-logging.getLogger("openai").setLevel(logging.INFO)
-
 Events = AsyncGenerator[Mapping[str, Any], None]
 _STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 _DONE = b"[DONE]"
 _COMPLETION, _CHAT = ("prompt", "/completions"), ("messages", "/chat/completions")
-_UNSENT = (httpx2.ConnectError, httpx2.ConnectTimeout)
+_UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+"""No connection came about; whatever breaks off later is another error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +81,7 @@ class Endpoint:
     @property
     def host(self) -> str:
         """Host and port, without path or credentials."""
-        return httpx2.URL(self.base_url).netloc.decode("ascii")
+        return httpx.URL(self.base_url).netloc.decode("ascii")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,29 +175,15 @@ class Transport:
         connect: float = _CONNECT,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        # Not httpx: its pool takes three times as long as soon as 32 calls are under way.
-        http = httpx2.AsyncClient(
-            trust_env=False,
-            follow_redirects=False,
-            limits=httpx2.Limits(
-                max_connections=None,  # `_room` bounds them
-                max_keepalive_connections=endpoint.max_concurrency,
-                keepalive_expiry=30.0,
-            ),
-            timeout=httpx2.Timeout(endpoint.timeout, connect=min(connect, endpoint.timeout)),
-        )
-        # Version 2 of the SDK names httpx in its annotation; it takes clients of httpx2 as well.
-        self._sdk = openai.AsyncOpenAI(
-            base_url=endpoint.base_url,
-            api_key=endpoint.api_key or "none",
-            max_retries=0,
-            http_client=cast(Any, http),
-        )
-        # Otherwise the SDK fills these from the environment, for whatever server this is.
-        self._sdk.organization = self._sdk.project = None
+        url = httpx.URL(endpoint.base_url)
+        self._server: dict[str, str | int] = {"server.address": url.host}
+        if url.port is not None:
+            self._server["server.port"] = url.port
         self._endpoint = endpoint
         self._chat = chat
         self._limited_by = limited_by
+        self._connect = min(connect, endpoint.timeout)
+        self._session: aiohttp.ClientSession | None = None
         self._room = asyncio.Semaphore(endpoint.max_concurrency)
         self._breaker = Breaker(self._where)
         self._retries = Retries(sleep)
@@ -245,17 +228,13 @@ class Transport:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._sdk.close()
+        if self._session is not None:
+            await self._session.close()
 
     async def _once(self, question: _Question, until: float) -> Mapping[str, Any]:
         async with self._answering(question, until) as (chunks, call):
-            try:
-                async with self._by(until):
-                    body = self._object(b"".join([chunk async for chunk in chunks]))
-            except httpx2.TimeoutException:
-                raise self._late() from None
-            except httpx2.HTTPError:
-                raise self._lost() from None
+            async with self._by(until):
+                body = self._object(await _whole(chunks))
             usage = consumed(body)
             if usage is not None:
                 call.settle(usage)
@@ -300,79 +279,92 @@ class Transport:
             streams = "text/event-stream" in response.headers.get("content-type", "")
             if question.fields.get("stream") and not streams:
                 raise UpstreamMalformed(f"{self._where} does not stream its answers")
-            yield self._bounded(response.aiter_bytes(), question.largest), call
+            yield self._bounded(response, question.largest), call
 
     @asynccontextmanager
-    async def _asked(self, question: _Question, call: Call) -> AsyncGenerator[Any, None]:
+    async def _asked(
+        self, question: _Question, call: Call
+    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
         """The answer to a question; one that was surely not worked on costs nothing."""
-        # `from None`: the SDK's errors quote the answer, and that may quote the prompt.
+        # `from None`: the library's errors quote addresses and headers.
         try:
             response = await self._sent(question)
-        except openai.APIConnectionError as error:
-            if isinstance(error.__cause__, _UNSENT):
-                call.settle(Usage())
-            raise self._broken(error) from None
-        except openai.APIStatusError as error:
-            if error.status_code < 500:
-                call.settle(Usage())
-            raise self._failure(error) from None
+        except _UNSENT:
+            call.settle(Usage())
+            raise self._lost() from None
+        except aiohttp.ClientError:
+            raise self._lost() from None
         try:
+            if response.status >= 300:
+                if response.status < 500:
+                    call.settle(Usage())
+                raise await self._failure(response)
             yield response
         finally:
-            await response.aclose()
+            response.close()
 
-    async def _sent(self, question: _Question) -> httpx2.Response:
-        """The answer, unread. Through the SDK's `post`: `create` goes over every field once more,
-        and the SDK knows not all of them."""
+    async def _sent(self, question: _Question) -> aiohttp.ClientResponse:
+        """The answer, unread."""
         given = question.prompt
         name, path = _CHAT if question.chat else _COMPLETION
         prompt = given if isinstance(given, str) else list(given)
         fields = limited(question.fields, self._limited_by)
         body = {"model": self._endpoint.model, name: prompt, **fields}
-        answer = await self._sdk.post(
-            path, cast_to=object, body=body, stream=True, stream_cls=openai.AsyncStream[object]
-        )
-        return answer.response
+        url = self._endpoint.base_url.rstrip("/") + path
+        return await self._connections().post(url, json=body, allow_redirects=False)
+
+    def _connections(self) -> aiohttp.ClientSession:
+        """Kept from the first call on, whose event loop they belong to."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                headers={
+                    "authorization": f"Bearer {self._endpoint.api_key or 'none'}",
+                    "user-agent": "adapter",
+                },
+                connector=aiohttp.TCPConnector(
+                    limit=0,  # `_room` bounds them
+                    keepalive_timeout=30.0,
+                    ssl=httpx.create_ssl_context(),  # the same authorities everywhere
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(connect=self._connect),  # `_by` bounds all else
+            )
+        return self._session
 
     async def _bounded(
-        self, chunks: AsyncIterator[bytes], largest: int
+        self, response: aiohttp.ClientResponse, largest: int
     ) -> AsyncGenerator[bytes, None]:
-        async for chunk in chunks:
-            largest -= len(chunk)
-            if largest < 0:
-                raise UpstreamMalformed(f"{self._where} sends more than was asked for")
-            yield chunk
+        try:
+            async for chunk in response.content.iter_any():
+                largest -= len(chunk)
+                if largest < 0:
+                    raise UpstreamMalformed(f"{self._where} sends more than was asked for")
+                yield chunk
+        except aiohttp.ClientError:
+            raise self._lost() from None
 
     async def _events(self, chunks: AsyncIterator[bytes]) -> Events:
         """Parsed events up to the one that says that all is done."""
-        try:
-            async for payload in payloads(chunks):
-                if payload == _DONE:
-                    await _drain(chunks)
-                    return
-                body = self._object(payload)
-                if body.get("error"):
-                    raise self._said(_status(body["error"]), body)
-                yield body
-        except httpx2.TimeoutException:
-            raise self._late() from None
-        except httpx2.HTTPError:
-            raise self._lost() from None
+        async for payload in payloads(chunks):
+            if payload == _DONE:
+                await _drain(chunks)
+                return
+            body = self._object(payload)
+            if body.get("error"):
+                raise self._said(_status(body["error"]), body)
+            yield body
         raise self._lost()
 
     def _stage(self, question: _Question) -> AbstractContextManager[Any]:
         """One attempt, timed; its span says whom was asked for how much, and nothing of what."""
-        url = httpx2.URL(self._endpoint.base_url)
         operation = "chat" if question.chat else "text_completion"
         attributes: dict[str, str | int] = {
             "gen_ai.operation.name": operation,
             "gen_ai.request.model": self._endpoint.model,
             "gen_ai.request.max_tokens": question.longest,
             "gen_ai.request.choice.count": question.choices,
-            "server.address": url.host,
+            **self._server,
         }
-        if url.port is not None:
-            attributes["server.port"] = url.port
         return stage("upstream", f"{operation} {self._endpoint.model}", attributes)
 
     def _deadline(self) -> float:
@@ -393,9 +385,9 @@ class Transport:
             raise UpstreamMalformed(f"{self._where} answered with something that is no JSON object")
         return body
 
-    def _failure(self, error: openai.APIStatusError) -> AdapterError:
-        wait = asked_wait(error.response.headers)
-        return self._said(error.status_code, parsed(error.response.content), wait)
+    async def _failure(self, response: aiohttp.ClientResponse) -> AdapterError:
+        raw = await _whole(self._bounded(response, _ENVELOPE))
+        return self._said(response.status, parsed(raw), asked_wait(response.headers))
 
     def _said(self, status: int, body: Any, wait: float = 0.0) -> AdapterError:
         """The error for an answer that is one; `wait` is what it asks for, in seconds."""
@@ -415,12 +407,6 @@ class Transport:
         message = f"{self._where} answered {status}: overloaded or not ready"
         return Busy(message, retry_after=wait or None, crowded=status == 429)
 
-    def _broken(self, error: openai.APIConnectionError) -> UpstreamTimeout | Busy:
-        connecting = isinstance(error.__cause__, httpx2.ConnectTimeout)
-        if isinstance(error, openai.APITimeoutError) and not connecting:
-            return self._late()
-        return self._lost()
-
     def _lost(self) -> Busy:
         return Busy(
             f"no connection to {self._where}, or it broke off: "
@@ -438,12 +424,21 @@ class Transport:
         return f"the upstream at {self._endpoint.host}"
 
 
+async def _whole(chunks: AsyncIterator[bytes]) -> bytes:
+    return b"".join([chunk async for chunk in chunks])
+
+
 async def _drain(chunks: AsyncIterator[bytes]) -> None:
-    """Read to the end, so that the connection can be used again, if the end is near."""
-    with suppress(TimeoutError, httpx2.HTTPError, UpstreamMalformed):
+    """Read to the end, so that the connection can be used again, if the end is near.
+
+    Some servers, llama.cpp's among them, end it behind a stream; the pause is to notice that
+    before a call is lost on it.
+    """
+    with suppress(TimeoutError, Busy, UpstreamMalformed):
         async with asyncio.timeout(_END):
             async for _ in chunks:
                 pass
+            await asyncio.sleep(_PAUSE)
 
 
 def _status(error: Any) -> int:

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import json
+import socket
+import struct
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 Json = dict[str, Any]
 
@@ -18,6 +20,7 @@ class Reply:
     `silent`: no answer at all. `cut`: that many bytes of the body, then the end of the
     connection. `stall`: that many bytes, then nothing more. `more`: the length promises more.
     `late`: seconds before the first byte. `drip`: seconds before each byte of the body.
+    `gone`: the connection ends instead, cleanly or not.
     """
 
     status: int = 200
@@ -29,6 +32,7 @@ class Reply:
     more: bool = False
     late: float = 0.0
     drip: float = 0.0
+    gone: Literal["closed", "reset"] | None = None
 
     @property
     def payload(self) -> bytes:
@@ -172,6 +176,11 @@ def native(*steps: Sequence[tuple[int, bytes, float]], finish: str = "length") -
 async def _send(reply: Reply, writer: asyncio.StreamWriter) -> bool:
     """Send a reply; False where the connection has to end with it."""
     await asyncio.sleep(3600 if reply.silent else reply.late)
+    if reply.gone == "reset":
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    if reply.gone is not None:
+        return False
     lines = [f"HTTP/1.1 {reply.status} X", f"content-length: {len(reply.payload) + reply.more}"]
     lines += [f"{name}: {value}" for name, value in reply.headers.items()]
     head = "\r\n".join([*lines, "", ""]).encode()

@@ -1,6 +1,7 @@
 """Upstreams that break off, stall, flood, lie or stay down, on a real socket."""
 
 import asyncio
+import gzip
 import json
 import time
 from collections.abc import Iterator
@@ -239,6 +240,18 @@ async def test_a_stream_that_never_ends_is_cut_off() -> None:
     assert 500 < len(got) < 2000
 
 
+@pytest.mark.parametrize("status", [200, 400, 500])
+async def test_what_unfolds_beyond_all_measure_is_not_read(status: int) -> None:
+    """A hundred megabytes come as a hundred kilobytes."""
+    packed = Reply(status, gzip.compress(b" " * 10**8), {"content-encoding": "gzip"})
+    with scripted(packed) as script:
+        sender = transport(script)
+        with pytest.raises(UpstreamMalformed, match="more than was asked for"):
+            await sender.complete(PREFIX.ids, {"max_tokens": 1}, Allowed())
+        await sender.close()
+    assert script.calls == 1
+
+
 async def test_no_more_calls_than_allowed_are_under_way() -> None:
     with scripted(Reply(body=GOOD.body, late=0.02)) as script:
         sender = transport(script, max_concurrency=4)
@@ -326,6 +339,11 @@ async def left(total: RequestTotal, cap: int) -> int:
         (Reply(body={"usage": {"prompt_tokens": 3, "completion_tokens": 10**30}}), 11_000, True),
         (Reply(body=b"<html>"), 11_000, True),
         (Reply(body=GOOD.body, cut=20), 33_000, True),
+        (Reply(gone="closed"), 33_000, True),
+        (Reply(gone="reset"), 33_000, True),
+        (Reply(body=b"{}", headers={"content-encoding": "gzip"}), 33_000, True),
+        (Reply(500, b"{}", cut=1), 33_000, True),
+        (Reply(400, b"{}", cut=1), 0, False),
         (Reply(silent=True), 11_000, True),
         (Reply(500), 33_000, True),
         (Reply(400), 0, False),

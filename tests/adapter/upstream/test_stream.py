@@ -101,11 +101,31 @@ async def test_a_stream_read_to_its_end_leaves_its_connection_to_the_next() -> N
         for _ in range(3):
             await streamed(upstream, PREFIX, 3)
         assert script.connections == 1
+        await upstream.close()
+
+
+async def test_a_stream_that_is_left_takes_its_connection_along() -> None:
+    first = len(events(PIECES[0], done=False).body)
+    with scripted(Reply(body=WHOLE.body, headers=WHOLE.headers, stall=first), WHOLE) as script:
+        upstream = wire(script.base_url)
         async with aclosing(upstream.stream(PREFIX, 3, Allowed())) as run:
             await anext(run)
         await streamed(upstream, PREFIX, 3)
         assert script.connections == 2
         await upstream.close()
+
+
+async def test_a_connection_that_ends_behind_a_stream_takes_no_call_along() -> None:
+    """As llama.cpp's server does, which does not announce it."""
+    ended = Reply(body=WHOLE.body, headers=WHOLE.headers, cut=len(WHOLE.body))
+    retried = 0
+    with scripted(ended) as script:
+        transport = Transport(endpoint(script.base_url), sleep=Naps())
+        for _ in range(20):
+            async for event in transport.stream(PREFIX.ids, {"max_tokens": 3}, Allowed()):
+                retried += max(0, event.calls - 1)
+        await transport.close()
+    assert retried <= 2  # a busy machine may end it late
 
 
 @pytest.mark.parametrize("streamed_too", [False, True])
