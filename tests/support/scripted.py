@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -91,15 +92,16 @@ class Scripted:
 
 
 @contextlib.contextmanager
-def scripted(*replies: Reply) -> Iterator[Scripted]:
+def scripted(*replies: Reply, tls: ssl.SSLContext | None = None) -> Iterator[Scripted]:
     """A scripted upstream that listens on a free loopback port."""
     script = Scripted(list(replies))
     ready, loop = threading.Event(), asyncio.new_event_loop()
     stop = asyncio.Event()
 
     async def run() -> None:
-        server = await asyncio.start_server(script.handle, "127.0.0.1", 0)
-        script.address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        server = await asyncio.start_server(script.handle, "127.0.0.1", 0, ssl=tls)
+        kind = "http" if tls is None else "https"
+        script.address = f"{kind}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         ready.set()
         await stop.wait()
         server.close()

@@ -4,12 +4,15 @@ import asyncio
 import email.utils
 import logging
 import socket
+import ssl
 import time
 import traceback
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from adapter.errors import (
     AdapterError,
@@ -53,6 +56,21 @@ async def call(
         return await transport.complete(PROMPT, {"max_tokens": 1}, budget or Allowed())
     finally:
         await transport.close()
+
+
+async def test_only_known_authorities_are_told_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with scripted(GOOD, tls=context) as script:
+        with pytest.raises(UpstreamUnavailable, match="no connection"):
+            await call(script)
+        assert script.calls == 0
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        await call(script)
+    assert script.headers[0]["authorization"] == f"Bearer {KEY}"
 
 
 async def test_asks_with_key_and_all_fields() -> None:
