@@ -43,7 +43,7 @@ MAX_TOKENS = "max_tokens"
 
 _PRINTABLE = re.compile(r"[!-~]+")
 _CONNECT = 5.0
-_END, _PAUSE = 0.2, 0.001
+_END, _PAUSE = 0.2, 0.005
 _TOKENS = 16  # OpenAI's own default of max_tokens
 _TURN = 16
 """Tokens that a template puts around a message at most, give or take."""
