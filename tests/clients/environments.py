@@ -32,7 +32,7 @@ def sources(folder: Path, package: str, version: str) -> Path:
     home = folder / f"{package}-{version}"
     if not home.exists():
         download = [sys.executable, "-m", "pip", "--quiet", "download", "--no-deps"]
-        wanted = ["--no-binary", ":all:", "--no-build-isolation", f"{package}=={version}"]
+        wanted = ["--no-binary", package, f"{package}=={version}"]
         subprocess.run([*download, *wanted, "--dest", str(folder)], check=True)
         archive = folder / f"{package}-{version}.tar.gz"
         subprocess.run(["tar", "-xzf", str(archive), "-C", str(folder)], check=True)
