@@ -203,7 +203,9 @@ class _View:
         return lifts
 
     def _strongest(self, ids: Ints, reach: Floats) -> tuple[int, ...]:
-        """The ids of highest reach, then the lower id."""
+        """The ids of highest reach, then the lower id; where none are wanted none are looked for."""
+        if not self.most:
+            return ()
         some = np.arange(len(ids))
         if len(ids) > self.most:
             least = np.partition(reach, len(ids) - self.most)[len(ids) - self.most]

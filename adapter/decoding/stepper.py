@@ -100,7 +100,7 @@ class Stepper:
         whole = await self.whole(position, where)
         view = self._view(position, offsets, whole, where)
         status = "certified" if view.certificate.certified else "truncated"
-        contenders = view.certificate.contenders[: influence.expand]
+        contenders = view.certificate.contenders
         if contenders and self._upstream.capabilities.scoring is not None:
             position, offsets, usage = await self._expanded(view, contenders, where)
             view = self._view(position, offsets, whole, where)
@@ -152,7 +152,7 @@ class Stepper:
         scores, lost = bar(adapted, scores, influence.lexicon.barred(where.prefix, adapted))
         margin = self._upstream.capabilities.margin * len(position.candidates)
         tail = Tail(influence.alpha, whole, hideable, influence.limit, margin, lost)
-        certificate = certify(adapted, scores, sampling, where.counts, tail)
+        certificate = certify(adapted, scores, sampling, where.counts, tail, influence.expand)
         return _View(adapted, offsets, scores, certificate, masked=bool(len(lost)))
 
     async def _expanded(

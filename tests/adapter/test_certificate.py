@@ -228,6 +228,9 @@ def test_contenders_are_the_hidden_tokens_that_may_win_best_first():
     able = [v for v in (4, 3, 5, 2) if upper[v] >= upstream[0]]
     assert found == Certificate(False, None, tuple(able))
     assert certify(adapted, adapted.scores, GREEDY, {}, tail, most=1).contenders == (4,)
+    assert certify(adapted, adapted.scores, GREEDY, {}, tail, most=0) == replace(
+        found, contenders=()
+    )
     banned = Sampling(temperature=0, logit_bias={4: -100})
     assert 4 not in certify(adapted, adapted.scores, banned, {}, tail).contenders
 

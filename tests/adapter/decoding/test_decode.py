@@ -195,3 +195,25 @@ async def test_a_call_takes_until_the_pair_has_read_it(monkeypatch):
         await generations.run(upstream, one)
     assert pace.call_seconds == pytest.approx(0.05, rel=0.05)
     assert pace.token_seconds == pytest.approx(0.003, rel=0.05)
+
+
+@pytest.mark.parametrize("expand", [0, 3, 40])
+async def test_as_many_contenders_are_scored_as_were_asked_for(expand):
+    upstream, asked = Synthetic(vocabulary_of_size(64), k=1, seed=1), []
+    score = upstream.score
+
+    async def counted(prefix, ids, budget):
+        asked.append(len(ids))
+        return await score(prefix, ids, budget)
+
+    upstream.score = counted
+    one = generation(
+        (3, 4, 5),
+        vocabulary=vocabulary_of_size(64),
+        sampling=Sampling(max_tokens=2, temperature=1.0, seed=1),
+        reader=SyntheticReader((3, 4, 5), 64, strength=2.0),
+        alpha=1.0,
+        expand=expand,
+    )
+    await generations.run(upstream, one)
+    assert asked == [expand] * 2 * bool(expand)
