@@ -203,7 +203,7 @@ class _View:
         return lifts
 
     def _strongest(self, ids: Ints, reach: Floats) -> tuple[int, ...]:
-        """The ids of highest reach, then the lower id; where none are wanted none are looked for."""
+        """The ids of highest reach, then the lower id; none where none are wanted."""
         if not self.most:
             return ()
         some = np.arange(len(ids))
