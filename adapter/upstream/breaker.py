@@ -39,10 +39,10 @@ class Breaker:
             self._failed()
             raise
         except (UpstreamError, ContextTooLong, GeneratorExit):  # it answers; its answer was cut
-            self._succeeded()
+            self.succeeded()
             raise
         else:
-            self._succeeded()
+            self.succeeded()
         finally:
             self._probing = self._probing and not probe
 
@@ -65,7 +65,8 @@ class Breaker:
         if self._failures == _FAILURES:
             _LOG.warning("%s keeps failing and is left alone until it is back", self._name)
 
-    def _succeeded(self) -> None:
+    def succeeded(self) -> None:
+        """The upstream answers, as far as could be seen."""
         if self._failures >= _FAILURES:
             _LOG.info("%s answers again", self._name)
         self._failures = 0

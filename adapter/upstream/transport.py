@@ -347,6 +347,7 @@ class Transport:
         """Parsed events up to the one that says that all is done."""
         async for payload in payloads(chunks):
             if payload == _DONE:
+                self._breaker.succeeded()  # all is said: who asked may leave at once
                 await _drain(chunks)
                 return
             body = self._object(payload)
