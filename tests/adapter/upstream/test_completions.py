@@ -64,7 +64,7 @@ def test_reads_keys_of_text(server: str) -> None:
 
 def test_by_text_parts_of_characters_cannot_be_told_apart() -> None:
     with pytest.raises(UpstreamMalformed, match="no usable"):
-        read_runs(sample("vllm", "collapsed_text")["response"], TokenNames(TINY), 5, 1)[0]
+        read_runs(sample("vllm", "collapsed_text")["response"], TokenNames(TINY), 5, 1)
 
 
 def test_by_id_parts_of_characters_are_all_there() -> None:
@@ -111,12 +111,12 @@ def test_sampled_runs_need_tokens_named_by_id() -> None:
     body = classic({"token_id:99": -0.1, "token_id:100": -3.0})
     assert read_runs(body, NAMES, 2, 8, sampled=True)[0] == read_runs(body, NAMES, 2, 8)[0]
     with pytest.raises(UpstreamMalformed, match="by their text"):
-        read_runs(classic({"a": -0.1, "b": -3.0}), NAMES, 2, 8, sampled=True)[0]
+        read_runs(classic({"a": -0.1, "b": -3.0}), NAMES, 2, 8, sampled=True)
 
 
 def test_logprobs_0_shows_the_sampled_token_alone_and_that_is_not_enough() -> None:
     with pytest.raises(UpstreamMalformed, match="no usable"):
-        read_runs(sample("vllm", "logprobs_0")["response"], TokenNames(TINY), 0, 8)[0]
+        read_runs(sample("vllm", "logprobs_0")["response"], TokenNames(TINY), 0, 8)
 
 
 def test_end_is_a_candidate_and_ends_the_run() -> None:

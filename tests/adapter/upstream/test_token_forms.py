@@ -195,7 +195,7 @@ def test_equal_keys_collapse() -> None:
     body = sample("vllm", "collapsed_text")["response"]
     assert list(body["choices"][0]["logprobs"]["top_logprobs"][0]) == [""]
     with pytest.raises(UpstreamMalformed, match="no usable"):
-        read_runs(body, NAMES, 5, 1)[0]
+        read_runs(body, NAMES, 5, 1)
     logprobs = {"tokens": ["a"], "token_logprobs": [-0.5], "top_logprobs": [{"a": -0.5, "": -2.0}]}
     fewer = {"choices": [{"text": "a", "logprobs": logprobs, "finish_reason": "length"}]}
     (position,), _ = read_runs(fewer, NAMES, 5, 1)[0]
