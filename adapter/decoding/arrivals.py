@@ -2,14 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 
 from adapter.candidates import Draft, Usage
+
+End = Exception | asyncio.CancelledError | None
+"""What ended the pieces: an error, a budget that was stopped, or nothing."""
 
 
 async def together(pieces: AsyncGenerator[Draft, None]) -> AsyncGenerator[Draft, None]:
     """All that has arrived whenever it is asked for; closing it closes the stream at once."""
-    arrived: asyncio.Queue[Draft | Exception | None] = asyncio.Queue()
+    arrived: asyncio.Queue[Draft | End] = asyncio.Queue()
     pump = asyncio.create_task(_pump(pieces, arrived))
     try:
         while True:
@@ -19,25 +22,22 @@ async def together(pieces: AsyncGenerator[Draft, None]) -> AsyncGenerator[Draft,
             drafts = [piece for piece in batch if isinstance(piece, Draft)]
             if drafts:
                 yield _joined(drafts)
-            if isinstance(batch[-1], Exception):
-                raise batch[-1]
             if batch[-1] is None:
                 return
+            if not isinstance(batch[-1], Draft):
+                raise batch[-1]
     finally:
         pump.cancel()
-        with suppress(asyncio.CancelledError):
-            await pump
+        await asyncio.wait({pump})  # not `await pump`: its end must not hide that we are cancelled
 
 
-async def _pump(
-    pieces: AsyncGenerator[Draft, None], arrived: asyncio.Queue[Draft | Exception | None]
-) -> None:
-    """Every piece, then what ended them: an error, or None."""
+async def _pump(pieces: AsyncGenerator[Draft, None], arrived: asyncio.Queue[Draft | End]) -> None:
+    """Every piece, then what ended them."""
     try:
         async with aclosing(pieces):
             async for piece in pieces:
                 arrived.put_nowait(piece)
-    except Exception as error:  # noqa: BLE001  # whoever reads the pieces raises it
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the reader raises it
         arrived.put_nowait(error)
     else:
         arrived.put_nowait(None)
